@@ -1,0 +1,170 @@
+"""The demo: run the example workflow, then show its trace, its log lines and its golden signals."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, cycle, islice
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+
+from taskpilot_instrument import semconv as names
+from taskpilot_instrument._trace_tree import trace_tree
+from taskpilot_instrument.embedded import EmbeddedServer
+from taskpilot_instrument.runtime import Instrumentation, instrument
+
+_EXAMPLE: Final = "taskpilot_workflow.py"
+#: Spans and log lines beyond these are forgotten, oldest first: a run of the demo has about ten of each.
+_KEEP: Final = 2_000
+_USAGE_ERROR: Final = 2
+
+_NO_OPENAI: Final = """\
+The demo calls the model through the openai client, which is not installed. Install it with
+
+    pip install 'taskpilot-instrument[openai,cli]'
+"""
+_NO_KEY: Final = """\
+--live calls the real API and needs a key in OPENAI_API_KEY. Without --live the demo needs none.
+"""
+_TRACES: Final = "Traces: one run that met a rate limit, one that failed. The figures are the spans' own tags."
+_LOGS: Final = "Log lines: three of the last run above, one JSON object each."
+_NEXT: Final = """\
+Next:
+  put tp.instrument() and the decorators into your own program (README.md shows how)
+  send the traces somewhere     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 taskpilot-instrument demo
+  serve the metrics             tp.instrument(metrics_port=9464), then open http://127.0.0.1:9464/metrics
+"""
+
+
+def demo(runs: int, *, live: bool = False) -> int:
+    """Run the example workflow and print what was seen of it.
+
+    :param runs: workflow runs, from the example's goals over and over.
+    :param live: call the real API instead of the embedded server.
+    :returns: the exit status.
+    """
+    if importlib.util.find_spec("openai") is None:
+        sys.stderr.write(_NO_OPENAI)
+        return _USAGE_ERROR
+    if live and not os.environ.get("OPENAI_API_KEY"):
+        sys.stderr.write(_NO_KEY)
+        return _USAGE_ERROR
+    example = _load_example()
+    goals = list(islice(cycle(example.GOALS), runs))
+    seen, lines = _Spans(), _Lines()
+    with instrument(logs=lines) as observed:
+        if isinstance(observed.tracer_provider, TracerProvider):  # else spans are switched off
+            observed.tracer_provider.add_span_processor(seen)
+        with _progress(len(goals)) as tell:
+            asyncio.run(_work(example, goals, observed, tell, live=live))
+        signals = str(observed.golden_signals())
+    traces = _worth_showing(list(seen.traces()))
+    print(_TRACES, *map(trace_tree, traces), sep="\n\n", end="\n\n")
+    print(_LOGS, "\n".join(_of_one_run(lines, traces)), signals, _NEXT, sep="\n\n", end="")
+    return 0
+
+
+async def _work(
+    example: ModuleType, goals: list[str], observed: Instrumentation, tell: Callable[[str, str], None], *, live: bool
+) -> None:
+    import openai
+
+    if live:
+        async with openai.AsyncOpenAI() as client:
+            await example.work_off(goals, client, observed.metrics, tell)
+        return
+    with EmbeddedServer(example.answer) as server:
+        async with openai.AsyncOpenAI(api_key="none", base_url=server.url) as client:
+            await example.work_off(goals, client, observed.metrics, tell)
+
+
+def _load_example() -> ModuleType:
+    """Load the example from the wheel, or from the source tree beside this package."""
+    here = Path(__file__).parent
+    path = next(path for path in (here / "_examples" / _EXAMPLE, here.parent / "examples" / _EXAMPLE) if path.exists())
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what is kept while it runs -----------------------------------------------------------------
+
+
+class _Spans(SpanProcessor):
+    """Keep the latest finished spans."""
+
+    def __init__(self) -> None:
+        self.spans: deque[ReadableSpan] = deque(maxlen=_KEEP)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+    def traces(self) -> Iterator[list[ReadableSpan]]:
+        """Yield the spans of each trace, in the order in which the traces ended."""
+        traces: dict[int, list[ReadableSpan]] = {}
+        for span in self.spans:
+            if span.context is not None:
+                traces.setdefault(span.context.trace_id, []).append(span)
+        yield from traces.values()
+
+
+class _Lines:
+    """Keep the latest log lines."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_KEEP)
+
+    def write(self, text: str, /) -> None:
+        self.lines.extend(line for line in text.splitlines() if line)
+
+
+# --- what is shown ------------------------------------------------------------------------------
+
+
+def _worth_showing(traces: list[list[ReadableSpan]]) -> list[list[ReadableSpan]]:
+    """Return a run that was retried and one that failed; the last run where there are none."""
+    retried = next((trace for trace in traces if any(_tag(span, names.HTTP_RESEND_COUNT) for span in trace)), None)
+    failed = next((trace for trace in traces if _tag(trace[-1], names.OUTCOME) == names.Outcome.ERROR), None)
+    return [trace for trace in (retried, failed) if trace is not None] or traces[-1:]
+
+
+def _tag(span: ReadableSpan, name: str) -> object:
+    return (span.attributes or {}).get(name)
+
+
+def _of_one_run(lines: _Lines, traces: list[list[ReadableSpan]]) -> Iterator[str]:
+    """Yield three lines of different kinds that belong to the last trace."""
+    wanted = [names.E_LLM_CALLED, names.E_TOOL_FAILED, names.E_WORKFLOW_FINISHED, names.E_TOOL_CALLED]
+    trace_ids = {format(trace[-1].context.trace_id, "032x") for trace in traces[-1:] if trace[-1].context is not None}
+    first: dict[str, str] = {}
+    for line in lines.lines:
+        fields = json.loads(line)
+        if fields.get(names.F_TRACE_ID) in trace_ids or not trace_ids:
+            first.setdefault(fields[names.F_EVENT_NAME], line)
+    yield from islice((first[name] for name in wanted if name in first), 3)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
+    """Show progress on stderr while the block runs: a bar where rich is installed, else a line for each run."""
+    if importlib.util.find_spec("rich") is None:
+        done = count(1)
+        yield lambda goal, result: print(f"[{next(done)}/{total}] {goal}: {result}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda goal, _result: bar.update(task, advance=1, description=goal)

@@ -1,0 +1,66 @@
+"""Keep our own errors from the caller.
+
+Each hook runs in a ``try`` whose ``except Exception`` hands the error to :func:`swallow`: it is
+counted by place, logged once per place, and the caller sees what it would have seen without us.
+Under the project's own tests :data:`policy` is set to re-raise, so that a bug cannot hide.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+_log = logging.getLogger("taskpilot_instrument")
+
+
+@dataclass
+class GuardPolicy:
+    """What happens to an internal error: swallowed in production, re-raised under tests."""
+
+    reraise: bool = False
+    listeners: list[Callable[[str], None]] = field(default_factory=list)
+
+
+policy = GuardPolicy()
+_lock = threading.Lock()
+_counts: Counter[str] = Counter()
+
+
+def swallow(where: str, error: Exception) -> None:
+    """Count and log an internal error, then forget it.
+
+    :param where: the place, a short fixed word such as ``usage`` (it becomes a metric label).
+    :param error: what was raised there.
+    """
+    if policy.reraise:
+        raise error
+    with _lock:
+        _counts[where] += 1
+        first = _counts[where] == 1
+        listeners = tuple(policy.listeners)
+    for listener in listeners:
+        try:
+            listener(where)
+        except Exception:  # noqa: BLE001 - a broken listener must not undo the guard
+            _log.debug("guard listener failed", exc_info=True)
+    if first:
+        # Only the type: the message of a foreign exception may quote a prompt or a key.
+        _log.warning(
+            "taskpilot_instrument: internal error in %s (%s); the call was not affected. "
+            "Further errors there are counted, not logged.",
+            where,
+            type(error).__name__,
+        )
+
+
+def swallowed() -> dict[str, int]:
+    """Return how many internal errors were swallowed, by place."""
+    with _lock:
+        return dict(_counts)
+
+
+def reset() -> None:
+    """Forget the counts (for tests)."""
+    with _lock:
+        _counts.clear()

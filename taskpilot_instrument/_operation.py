@@ -1,0 +1,448 @@
+"""One operation: a workflow run, agent run, LLM call or tool call.
+
+It starts, is current while it runs, and finishes exactly once into a :class:`Finished` record that
+every sink receives. The current operation lives in the OpenTelemetry context beside the current
+span, so whatever carries one carries the other.
+"""
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from decimal import Decimal
+from types import FrameType, TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
+
+from taskpilot_instrument._guard import swallow
+from taskpilot_instrument.context import Ids, new_ids
+from taskpilot_instrument.errors import BlockedError
+from taskpilot_instrument.pricing import Price
+from taskpilot_instrument.semconv import NONE, Kind, Outcome
+from taskpilot_instrument.typing import Capture, Clock, PriceSource, Sink, SpanSource
+from taskpilot_instrument.usage import TokenUsage
+
+_KEY: Final = otel_context.create_key("taskpilot-operation")
+_NO_CONTEXT: Final = Context()
+
+
+class LLMCall:
+    """What a patch learns about one LLM call while it runs; nobody writes to it after the finish.
+
+    Times are monotonic nanoseconds. ``request`` holds span attributes read off the request.
+    """
+
+    __slots__ = (
+        "base_url", "finish_reasons", "first_chunk_ns", "input_messages", "model",
+        "operation", "output_messages", "provider", "provider_request_id", "request", "response_id",
+        "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
+        "system_instructions", "usage", "usage_estimated",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        operation: str,
+        model: str | None,
+        *,
+        provider: str = "openai",
+        request: dict[str, Any] | None = None,
+        server_address: str | None = None,
+        server_port: int | None = None,
+        base_url: str | None = None,
+        streamed: bool = False,
+    ) -> None:
+        self.operation = operation
+        self.model = model
+        self.provider = provider
+        self.request = request or {}
+        self.server_address = server_address
+        self.server_port = server_port
+        self.base_url = base_url
+        self.streamed = streamed
+        self.response_model: str | None = None
+        self.response_id: str | None = None
+        self.finish_reasons: tuple[str, ...] = ()
+        self.service_tier: str | None = None
+        self.usage: TokenUsage | None = None
+        self.usage_estimated = False
+        self.first_chunk_ns: int | None = None
+        self.retries = 0
+        self.provider_request_id: str | None = None
+        self.input_messages: str | None = None
+        self.output_messages: str | None = None
+        self.system_instructions: str | None = None
+
+
+class Finished(NamedTuple):
+    """The frozen record of one operation: all that a sink may know.
+
+    On workflows and agents, ``usage`` and ``cost`` add up everything beneath them; on LLM calls they
+    are the call's own. ``cost`` is exact USD, None where unknown. ``agent`` and ``workflow`` name the
+    innermost ones around the operation (or the operation itself).
+    """
+
+    kind: Kind
+    name: str
+    outcome: Outcome
+    span: Span
+    ids: Ids
+    attributes: Mapping[str, Any] | None
+    workflow: str | None
+    agent: str | None
+    model: str | None
+    started_at_ns: int
+    duration_ns: int
+    usage: TokenUsage | None
+    cost: Decimal | None
+    cost_source: str | None
+    error: BaseException | None
+    error_type: str | None
+    reason: str | None
+    llm: LLMCall | None
+    input_length: int | None
+    output_length: int | None
+    input_text: str | None
+    output_text: str | None
+    time_to_first_chunk_ns: int | None
+
+
+class Recorder(NamedTuple):
+    """What ``instrument()`` wires together; operations hold the one they started under."""
+
+    spans: SpanSource
+    sinks: tuple[Sink, ...]
+    prices: PriceSource
+    clock: Clock
+    #: Turn agent and tool arguments and results into redacted, cut text; None where content is off.
+    capture: Capture | None = None
+
+
+_active: Recorder | None = None
+
+
+def activate(recorder: Recorder | None) -> None:
+    """Make ``recorder`` the one under which new operations start; None switches observation off."""
+    global _active  # noqa: PLW0603 - one process has one active recorder, as it has one tracer provider
+    _active = recorder
+
+
+def active() -> Recorder | None:
+    """Return the recorder in force, or None before ``instrument()`` and after ``uninstrument()``."""
+    return _active
+
+
+def current() -> "Operation | None":
+    """Return the operation that the calling code runs in."""
+    found = otel_context.get_value(_KEY)
+    return found if isinstance(found, Operation) else None
+
+
+class Totals:
+    """Exact sums of everything beneath a workflow or agent run."""
+
+    __slots__ = ("_lock", "calls", "cost", "estimated", "measured", "model", "priced", "usage")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.usage = TokenUsage(0, 0)
+        self.cost = Decimal(0)
+        self.calls = 0
+        self.measured = 0
+        self.priced = 0
+        self.estimated = False
+        self.model: str | None = None
+
+    def add(self, call: LLMCall, price: Price | None) -> None:
+        """Add one finished LLM call."""
+        usage = call.usage
+        with self._lock:
+            self.calls += 1
+            self.model = call.model or self.model
+            if usage is not None:
+                self.measured += 1
+                self.usage = TokenUsage._make((a or 0) + (b or 0) for a, b in zip(self.usage, usage, strict=True))
+            if price is not None:
+                self.priced += 1
+                self.cost += price.usd
+                self.estimated = self.estimated or price.source == "default"
+
+    def known_usage(self) -> TokenUsage | None:
+        """Return the sums; None where calls were made and none of them told its usage."""
+        return self.usage if self.measured or not self.calls else None
+
+    def known_cost(self) -> tuple[Decimal | None, str | None]:
+        """Return the sum and how far to trust it: ``partial`` marks a lower bound."""
+        if not self.calls:
+            return self.cost, None
+        if not self.priced:
+            return None, "unknown"
+        if self.priced < self.calls:
+            return self.cost, "partial"
+        return self.cost, "default" if self.estimated else None
+
+
+class Operation:
+    """One run or call between its start and its only finish.
+
+    As a context manager it is current inside the block and finishes when the block is left, whichever
+    way. ``enter()`` and ``leave()`` make it current without finishing it, around each step of a generator.
+
+    :param subject: the object whose run this is, so that ``run()`` → ``execute()`` is one span.
+    :param attributes: further span attributes that are known at the start.
+    """
+
+    __slots__ = (
+        "_finished", "_once", "_previous", "agent", "agent_name", "attributes", "context", "handed_over", "ids", "input_length",
+        "input_text", "kind", "last_ns", "llm", "name", "opened_workflow", "output_length", "output_text", "parent", "reason",
+        "recorder", "span", "started_at_ns", "started_ns", "subject", "totals", "verdict", "workflow", "workflow_name",
+        "__weakref__",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        kind: Kind,
+        name: str,
+        *,
+        subject: object = None,
+        attributes: Mapping[str, Any] | None = None,
+        llm: LLMCall | None = None,
+        request_id: str | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> None:
+        outer = otel_context.get_current()
+        found = outer.get(_KEY)
+        parent = found if isinstance(found, Operation) else None
+        self.opened_workflow: Operation | None = None
+        if kind is Kind.AGENT and (parent is None or parent.workflow is None):
+            # Without a workflow around it an agent opens one, so that the decorators alone give golden signals.
+            parent = self.opened_workflow = Operation(recorder, Kind.WORKFLOW, name)
+            outer = parent.context
+        self.recorder = recorder
+        self.kind = kind
+        self.name = name
+        self.parent = parent
+        self.subject = subject
+        self.attributes = attributes
+        self.llm = llm
+        self.ids = new_ids(
+            parent.ids if parent is not None else None, request_id=request_id, session_id=session_id, user_id=user_id
+        )
+        self.workflow: Operation | None = self if kind is Kind.WORKFLOW else (parent.workflow if parent else None)
+        self.agent: Operation | None = self if kind is Kind.AGENT else (parent.agent if parent else None)
+        self.workflow_name = self.workflow.name if self.workflow is not None else None
+        self.agent_name = self.agent.name if self.agent is not None else None
+        self.totals = Totals() if kind is Kind.AGENT or kind is Kind.WORKFLOW else None
+        self.verdict: Outcome | None = None
+        self.reason: str | None = None
+        self.input_length: int | None = None
+        self.output_length: int | None = None
+        self.input_text: str | None = None
+        self.output_text: str | None = None
+        #: Monotonic time of the latest chunk or item: the end, where the consumer goes away.
+        self.last_ns: int | None = None
+        #: True where the result still runs (a stream, a coroutine) and will finish the operation itself.
+        self.handed_over = False
+        self._previous: Context | None = None
+        self._finished = False
+        self._once = threading.Lock()
+        self.started_at_ns = recorder.clock.epoch_ns()
+        self.started_ns = recorder.clock.monotonic_ns()
+        try:
+            self.span: Span = recorder.spans.open_span(self, outer)
+        except Exception as error:
+            self.span = INVALID_SPAN
+            swallow("span", error)
+        self.context: Context = otel_context.set_value(_KEY, self, set_span_in_context(self.span, outer))
+
+    def announce(self) -> None:
+        """Tell the sinks that the operation began; its input is noted by now."""
+        if self.opened_workflow is not None:
+            self.opened_workflow.announce()
+        for sink in self.recorder.sinks:
+            try:
+                sink.started(self)
+            except Exception as error:
+                swallow(sink.where, error)
+
+    # --- being current --------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Make this the current operation."""
+        self._previous = otel_context.get_current()
+        otel_context.attach(self.context)
+
+    def leave(self) -> None:
+        """Put back what was current before, if this operation still is current here.
+
+        A token's ``detach`` complains from another task; putting the previous context back does not.
+        """
+        if otel_context.get_value(_KEY) is self and self._previous is not None:
+            otel_context.attach(self._previous)
+        self._previous = None
+
+    def __enter__(self) -> Self:
+        self.enter()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.leave()
+        if exc is not None or not self.handed_over:
+            self.finish(exc)
+
+    # --- finishing ------------------------------------------------------------------------------
+
+    @property
+    def is_finished(self) -> bool:
+        """True once the record went to the sinks."""
+        return self._finished
+
+    def finish(
+        self,
+        error: BaseException | None = None,
+        *,
+        outcome: Outcome | None = None,
+        error_type: str | None = None,
+        end_ns: int | None = None,
+    ) -> None:
+        """Finish the operation; only the first call counts, in whichever thread it is made.
+
+        :param error: what ended it; decides the outcome where none is given.
+        :param outcome: how it ended, where the caller knows better than the exception tells.
+        :param error_type: ``error.type`` for a failure that is no exception.
+        :param end_ns: monotonic nanoseconds of the end, where that lies in the past.
+        """
+        if not self._once.acquire(blocking=False):
+            return
+        self._finished = True
+        try:
+            self._publish(self._record(error, outcome, error_type, end_ns))
+        except Exception as problem:
+            self.span.end()
+            swallow("finish", problem)
+        finally:
+            # The opened workflow ends with its agent even where our own code fails.
+            opened = self.opened_workflow
+            if opened is not None:
+                opened.verdict, opened.reason = opened.verdict or self.verdict, opened.reason or self.reason
+                opened.finish(error, outcome=outcome, error_type=error_type, end_ns=end_ns)
+        # The context holds the operation and the operation its context: without the knot it is freed at once.
+        self.context = _NO_CONTEXT
+        if _orphans:
+            finish_orphans()
+
+    def _publish(self, record: Finished) -> None:
+        for sink in self.recorder.sinks:
+            try:
+                sink.finished(record)
+            except Exception as problem:
+                swallow(sink.where, problem)
+
+    def _record(
+        self,
+        error: BaseException | None,
+        outcome: Outcome | None,
+        error_type: str | None,
+        end_ns: int | None,
+    ) -> Finished:
+        if end_ns is None:
+            end_ns = self.recorder.clock.monotonic_ns()
+        outcome = outcome or self.verdict or outcome_of(error)
+        if error_type is None and error is not None:
+            error_type = type(error).__qualname__
+        usage, cost, cost_source, model, first_chunk = None, None, None, None, None
+        if self.llm is not None:
+            usage, model = self.llm.usage, self.llm.model or self.llm.response_model
+            cost, cost_source = self._bill(self.llm)
+            if self.llm.first_chunk_ns is not None:
+                first_chunk = self.llm.first_chunk_ns - self.started_ns
+        elif self.totals is not None:
+            usage, model = self.totals.known_usage(), self.totals.model
+            cost, cost_source = self.totals.known_cost()
+        return Finished(
+            self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name, model,
+            self.started_at_ns, max(0, end_ns - self.started_ns), usage, cost, cost_source, error, error_type,
+            self.reason, self.llm, self.input_length, self.output_length, self.input_text, self.output_text, first_chunk,
+        )  # fmt: skip
+
+    def _bill(self, call: LLMCall) -> tuple[Decimal | None, str | None]:
+        """Price the call and add it to every run around it."""
+        price: Price | None = None
+        if call.usage is not None:
+            try:
+                price = self.recorder.prices.price_call(call)
+            except Exception as error:
+                swallow("price", error)
+        above = self.parent
+        while above is not None:
+            if above.totals is not None:
+                above.totals.add(call, price)
+            above = above.parent
+        return (price.usd, price.source) if price is not None else (None, "unknown")
+
+
+def outcome_of(error: BaseException | None) -> Outcome:
+    """Tell the outcome from what was raised.
+
+    Every exception outside ``Exception`` is somebody's order to stop (cancellation, GeneratorExit,
+    KeyboardInterrupt), not a failure of the operation.
+    """
+    if error is None:
+        return Outcome.SUCCESS
+    if isinstance(error, BlockedError):
+        return Outcome.BLOCKED
+    return Outcome.ERROR if isinstance(error, Exception) else Outcome.CANCELLED
+
+
+# --- operations that the garbage collector ends -------------------------------------------------
+
+_orphans: deque[Operation] = deque()
+#: Code that takes locks which a sink may need too; a frame of it means: not now.
+_LOCKING_MODULES: Final = (
+    "opentelemetry", "prometheus_client", "structlog", "logging", "threading", "queue",
+    "taskpilot_instrument.sinks", "taskpilot_instrument._operation", "taskpilot_instrument._guard",
+)  # fmt: skip
+_THREAD_ENTRY: Final = frozenset({"run", "_bootstrap", "_bootstrap_inner"})
+_FRAMES_TO_CHECK: Final = 6
+
+
+def abandon(operation: Operation) -> None:
+    """Finish an operation whose stream or generator was collected, at the time of its last item.
+
+    The collector may run in the middle of any allocation, also while this thread holds a lock of a
+    library that the sinks need; finishing there would deadlock. Then it waits for the next finish.
+    """
+    if operation.is_finished:
+        return
+    if _inside_locking_code():
+        _orphans.append(operation)
+    else:
+        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns)
+
+
+def finish_orphans() -> None:
+    """Finish what the collector left, from a place where no lock is held."""
+    while _orphans:
+        try:
+            operation = _orphans.popleft()
+        except IndexError:  # another thread took it
+            return
+        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns)
+
+
+def _inside_locking_code() -> bool:
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the only way to see what the collector interrupted
+    for _ in range(_FRAMES_TO_CHECK):
+        if frame is None:
+            return False
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(_LOCKING_MODULES) and frame.f_code.co_name not in _THREAD_ENTRY:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,133 @@
+"""The tracer provider: the application's, or one of our own that exports over OTLP where asked to."""
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_COMPRESSION,
+    OTEL_EXPORTER_OTLP_TRACES_COMPRESSION,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.semconv import RESOURCE_SERVICE_NAME
+from taskpilot_instrument.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+
+class ExportCounts:
+    """How many spans ended, and how many of them were delivered, refused, or lost on the way to the exporter."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.ended = 0
+        self.exported = 0
+        self._failed = 0
+        self._lost = 0
+
+    @property
+    def dropped(self) -> int:
+        """Spans that nobody will receive, as far as is known."""
+        return self._failed + self._lost
+
+    def add(self, *, ended: int = 0, exported: int = 0, failed: int = 0) -> None:
+        """Count spans."""
+        with self._lock:
+            self.ended += ended
+            self.exported += exported
+            self._failed += failed
+
+    def settle(self, ended: int) -> None:
+        """Count what a full queue dropped: of ``ended`` spans all but those never reached the exporter.
+
+        :param ended: spans that had ended before a flush that is now complete.
+        """
+        with self._lock:
+            self._lost = max(self._lost, ended - self.exported - self._failed)
+
+
+class _EndCounter(SpanProcessor):
+    def __init__(self, counts: ExportCounts) -> None:
+        self._counts = counts
+
+    def on_start(self, span: Span, parent_context: "Context | None" = None) -> None:
+        pass
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:  # the others are not meant for export
+            self._counts.add(ended=1)
+
+
+class _CountingExporter(SpanExporter):
+    def __init__(self, inner: SpanExporter, counts: ExportCounts) -> None:
+        self._inner = inner
+        self._counts = counts
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            result = self._inner.export(spans)
+        except BaseException:
+            self._counts.add(failed=len(spans))
+            raise
+        if result is SpanExportResult.SUCCESS:
+            self._counts.add(exported=len(spans))
+        else:
+            self._counts.add(failed=len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._inner.force_flush(timeout_millis)
+
+
+def application_provider() -> "trace.TracerProvider | None":
+    """Return the global provider where the application has set a real one."""
+    provider = trace.get_tracer_provider()
+    return None if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider) else provider
+
+
+def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
+    """Build a provider; the SDK itself reads ``OTEL_TRACES_SAMPLER`` and ``OTEL_RESOURCE_ATTRIBUTES``."""
+    attributes = {**settings.resource_attributes, RESOURCE_SERVICE_NAME: settings.service_name}
+    provider = TracerProvider(resource=Resource.create(attributes))
+    if settings.otlp_endpoint is not None:
+        provider.add_span_processor(_EndCounter(counts))
+        provider.add_span_processor(BatchSpanProcessor(_CountingExporter(_exporter(settings), counts)))
+    return provider
+
+
+def _exporter(settings: Settings) -> SpanExporter:
+    """Make the exporter, which reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
+
+    :raises ConfigurationError: where it cannot make sense of them.
+    """
+    # Imported here: each costs tens of milliseconds, and most processes need one of them or none.
+    try:
+        if settings.otlp_protocol == "grpc":
+            return _grpc_exporter(settings)
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter(endpoint=settings.otlp_endpoint)
+    except Exception as error:
+        raise ConfigurationError(
+            f"no OTLP exporter can be made ({type(error).__name__}: {error}); see the OTEL_EXPORTER_OTLP_* variables"
+        ) from error
+
+
+def _grpc_exporter(settings: Settings) -> SpanExporter:
+    from grpc import Compression  # type: ignore[import-untyped]  # ships no types
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    given = os.environ.get(OTEL_EXPORTER_OTLP_TRACES_COMPRESSION) or os.environ.get(OTEL_EXPORTER_OTLP_COMPRESSION)
+    # The exporter refuses `none`, which is one of the values that the specification lists.
+    none = Compression.NoCompression if given is not None and given.strip().lower() == "none" else None
+    return OTLPSpanExporter(endpoint=settings.otlp_endpoint, compression=none)

@@ -1,0 +1,293 @@
+"""Watch an SDK stream so that its operation finishes exactly once, however the stream ends.
+
+The caller keeps its own stream: a cached subclass of the SDK's class that looks at each chunk, and a
+hook on the ``close`` of the HTTP response, because helpers close the response and not the stream. The
+body is closed before an error reaches the iterator, so the hook defers while the iterator is inside a
+step. A stream that nobody ends is noticed when it is collected.
+"""
+
+import functools
+import types
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, Generic
+
+from taskpilot_instrument._bodies import Body
+from taskpilot_instrument._guard import swallow
+from taskpilot_instrument._operation import Operation, abandon
+from taskpilot_instrument.semconv import Outcome
+from taskpilot_instrument.typing import ChunkReader
+
+_WATCH: Final = "_taskpilot_watch"
+
+_open_watches: "weakref.WeakSet[Watch]" = weakref.WeakSet()
+
+
+class Watch:
+    """Follow one stream of chunks from its first to its last.
+
+    :param operation: the LLM call that the stream belongs to.
+    :param reader: reads chunks; told about the end before the operation finishes.
+    """
+
+    __slots__ = (
+        "__weakref__", "_body", "_clock", "_first_is_due", "_hooked", "_llm",
+        "inside", "operation", "read_chunk", "reader", "typed",
+    )  # fmt: skip
+
+    def __init__(self, operation: Operation, reader: ChunkReader) -> None:
+        assert operation.llm is not None  # noqa: S101 - only LLM calls stream
+        self.operation = operation
+        self.reader = reader
+        self.read_chunk = reader.read_chunk
+        #: True while the SDK's iterator runs: what closes the response then is not the consumer.
+        self.inside = False
+        #: True once parsed chunks are seen; the bytes beneath need no reading then.
+        self.typed = False
+        self._clock = operation.recorder.clock.monotonic_ns
+        self._llm = operation.llm
+        self._first_is_due = self._llm.streamed
+        self._hooked: Any = None
+        self._body: Body | None = None
+        _open_watches.add(self)
+
+    # --- what happens on the stream ---------------------------------------------------------------
+
+    def saw(self, chunk: Any) -> None:
+        """Note one chunk."""
+        self.operation.last_ns = now = self._clock()
+        if self._first_is_due:
+            self._first_is_due = False
+            self._llm.first_chunk_ns = now
+        try:
+            self.read_chunk(chunk)
+        except Exception as error:
+            swallow("usage", error)
+
+    def ended(self) -> None:
+        """Finish: the stream was read to its end."""
+        self._finish(None, None)
+
+    def failed(self, error: BaseException) -> None:
+        """Finish: reading raised ``error``."""
+        self._finish(error, None)
+
+    def closed(self) -> None:
+        """Finish, unless the SDK itself closed the response on its way to an end or an error."""
+        if not self.inside:
+            self._finish(None, Outcome.SUCCESS if self.reader.complete else Outcome.CANCELLED)
+
+    def _finish(self, error: BaseException | None, outcome: Outcome | None) -> None:
+        if self.operation.is_finished:
+            return
+        error_type: str | None = None
+        try:
+            if self._body is not None and not self.typed:
+                self._body.end()
+            self.reader.read_end()
+            failure = self.reader.failure
+            if failure is not None and error is None:
+                outcome, error_type = failure
+        except Exception as problem:
+            swallow("usage", problem)
+        self.operation.finish(error, outcome=outcome, error_type=error_type)
+        self._unhook()
+
+    # --- hooks ------------------------------------------------------------------------------------
+
+    def hook(self, response: Any) -> None:
+        """Hear of the response's close; the hooks are gone again once the operation finished."""
+        self._hooked = weakref.ref(response)
+        setattr(response, _WATCH, self)
+        response.close = functools.partial(_close, self, response.close)
+        response.aclose = functools.partial(_aclose, self, response.aclose)
+        weakref.finalize(response, _collected, self.operation, self.reader).atexit = False
+
+    def tee(self, response: Any, body: Body) -> None:
+        """Show the body's bytes to ``body`` as they pass, for callers who never parse them."""
+        self._body, feed = body, body.feed
+        response.iter_bytes = functools.partial(_iter_bytes, self, response.iter_bytes, feed)
+        response.aiter_bytes = functools.partial(_aiter_bytes, self, response.aiter_bytes, feed)
+
+    def _unhook(self) -> None:
+        response = self._hooked() if self._hooked is not None else None
+        for name in ("close", "aclose", "iter_bytes", "aiter_bytes", _WATCH):
+            if response is not None:
+                response.__dict__.pop(name, None)
+
+
+def abandon_open_streams() -> None:
+    """Finish every stream that is still open, as a process does before it exits."""
+    for watch in list(_open_watches):
+        _collected(watch.operation, watch.reader)
+
+
+def _collected(operation: Operation, reader: ChunkReader) -> None:
+    try:
+        if not operation.is_finished:
+            reader.read_end()
+            abandon(operation)
+    except Exception as error:
+        swallow("abandon", error)
+
+
+def _close(watch: Watch, original: Callable[[], None]) -> None:
+    try:
+        original()
+    finally:
+        watch.closed()
+
+
+async def _aclose(watch: Watch, original: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await original()
+    finally:
+        watch.closed()
+
+
+# --- parsed streams -----------------------------------------------------------------------------
+
+
+def watch_of(stream: Any) -> Watch | None:
+    """Return the watch on a stream's response, None where there is none or it has finished."""
+    watch: Watch | None = getattr(stream.response, _WATCH, None)
+    if watch is not None:
+        watch.typed = True
+    return watch
+
+
+class _WatchedSync:
+    """Goes before an SDK's sync stream class in the subclass that :func:`watched_class` makes."""
+
+    _sdk: Any = property(lambda self: super(_WatchedSync, self))
+
+    def __next__(self) -> Any:
+        watch = watch_of(self)
+        return self._sdk.__next__() if watch is None else _next(watch, self._sdk.__next__)
+
+    def __iter__(self) -> Any:
+        watch = watch_of(self)
+        return self._sdk.__iter__() if watch is None else _iterate(watch, self._sdk.__iter__(), watch.saw)
+
+
+class _WatchedAsync:
+    """Goes before an SDK's async stream class in the subclass that :func:`watched_class` makes."""
+
+    _sdk: Any = property(lambda self: super(_WatchedAsync, self))
+
+    async def __anext__(self) -> Any:
+        watch = watch_of(self)
+        return await (self._sdk.__anext__() if watch is None else _anext(watch, self._sdk.__anext__))
+
+    def __aiter__(self) -> Any:
+        watch = watch_of(self)
+        return self._sdk.__aiter__() if watch is None else _aiterate(watch, self._sdk.__aiter__(), watch.saw)
+
+
+@functools.cache
+def watched_class(base: Any, *, is_async: bool) -> Any:
+    """Return the subclass of an SDK's stream class that shows each chunk to the watch on its response.
+
+    It answers to the names of the original, and takes the same type arguments.
+    """
+    mixin = _WatchedAsync if is_async else _WatchedSync
+    parameters: tuple[Any, ...] = getattr(base, "__parameters__", ())
+    bases = (mixin, base[parameters], Generic[parameters]) if parameters else (mixin, base)
+    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    watched: Any = types.new_class(base.__name__, bases, exec_body=lambda body: body.update(names))
+    if parameters:
+        # Where the SDK looks up the type of a chunk it expects generic bases only.
+        watched.__orig_bases__ = bases[1:]
+    return watched
+
+
+def _next(watch: Watch, step: Callable[[], Any]) -> Any:
+    watch.inside = True
+    try:
+        item = step()
+    except StopIteration:
+        watch.ended()
+        raise
+    except BaseException as error:
+        watch.failed(error)
+        raise
+    finally:
+        watch.inside = False
+    watch.saw(item)
+    return item
+
+
+async def _anext(watch: Watch, step: Callable[[], Awaitable[Any]]) -> Any:
+    watch.inside = True
+    try:
+        item = await step()
+    except StopAsyncIteration:
+        watch.ended()
+        raise
+    except BaseException as error:
+        watch.failed(error)
+        raise
+    finally:
+        watch.inside = False
+    watch.saw(item)
+    return item
+
+
+def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None]) -> Iterator[Any]:
+    watch.inside = True
+    try:
+        for item in source:
+            saw(item)
+            watch.inside = False
+            yield item
+            watch.inside = True
+    except GeneratorExit:
+        # The loop was left, not the stream: it may be closed, read on, or forgotten.
+        raise
+    except BaseException as error:
+        watch.failed(error)
+        raise
+    else:
+        watch.ended()
+    finally:
+        watch.inside = False
+
+
+async def _aiterate(watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any], None]) -> AsyncIterator[Any]:
+    watch.inside = True
+    try:
+        async for item in source:
+            saw(item)
+            watch.inside = False
+            yield item
+            watch.inside = True
+    except GeneratorExit:
+        raise  # as above
+    except BaseException as error:
+        watch.failed(error)
+        raise
+    else:
+        watch.ended()
+    finally:
+        watch.inside = False
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def _iter_bytes(
+    watch: Watch, original: Callable[..., Iterator[bytes]], feed: Callable[[bytes], None], *args: Any, **kwargs: Any
+) -> Iterator[bytes]:
+    source = original(*args, **kwargs)
+    return source if watch.typed else _iterate(watch, source, feed)
+
+
+def _aiter_bytes(
+    watch: Watch,
+    original: Callable[..., AsyncIterator[bytes]],
+    feed: Callable[[bytes], None],
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[bytes]:
+    source = original(*args, **kwargs)
+    return source if watch.typed else _aiterate(watch, source, feed)

@@ -1,0 +1,54 @@
+"""The command line: ``taskpilot-instrument``."""
+
+import argparse
+from collections.abc import Sequence
+
+_EXAMPLES = """\
+examples:
+  taskpilot-instrument demo               ten runs against an embedded server: no key, no cost
+  taskpilot-instrument demo --runs 50     as many runs as you like
+  taskpilot-instrument demo --live        the same against the real API (needs OPENAI_API_KEY)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    :param arguments: in place of the process's own.
+    """
+    options = _parser().parse_args(arguments)
+    # Imported late: `--help` should not wait for the OpenTelemetry SDK.
+    from taskpilot_instrument._demo import demo
+
+    return demo(options.runs, live=options.live)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="taskpilot-instrument",
+        description="See what an agent workflow does: traces, logs, metrics and golden signals.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="run an observed agent workflow, and show its trace, logs and golden signals",
+        description="Run Planner → Reviewer → Executor through the openai client, observed end to end.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.add_argument("--runs", type=_positive, default=10, metavar="N", help="workflow runs (default: %(default)s)")
+    demo.add_argument("--live", action="store_true", help="use the real API with OPENAI_API_KEY; costs money")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""Ids that travel with a run: request, session, user.
+
+They live on the current operation, so whatever carries the OpenTelemetry context (threads, tasks,
+executors) carries them too.
+"""
+
+from collections.abc import Callable
+from random import getrandbits
+from typing import NamedTuple
+
+
+def random_request_id() -> str:
+    """Return a new id such as ``req-5f1c…``; `random` reseeds itself after a fork."""
+    return f"req-{getrandbits(64):016x}"
+
+
+#: Makes request ids; the testing kit puts a counter here.
+request_id_factory: Callable[[], str] = random_request_id
+
+
+class Ids(NamedTuple):
+    """The ids of one workflow run; nested operations share the same object."""
+
+    request_id: str
+    session_id: str | None = None
+    user_id: str | None = None
+
+
+def new_ids(
+    parent: Ids | None,
+    *,
+    request_id: str | None = None,
+    session_id: str | None = None,
+    user_id: str | None = None,
+) -> Ids:
+    """Combine what the caller gave with what the run around it has.
+
+    :param parent: ids of the enclosing run, inherited where nothing else is given.
+    :param request_id: else the parent's, else the one bound in structlog's contextvars, else a new one.
+    """
+    if parent is not None:
+        if request_id is None and session_id is None and user_id is None:
+            return parent
+        return Ids(
+            request_id or parent.request_id,
+            session_id or parent.session_id,
+            user_id or parent.user_id,
+        )
+    return Ids(request_id or _bound_request_id() or request_id_factory(), session_id, user_id)
+
+
+def _bound_request_id() -> str | None:
+    from structlog.contextvars import get_contextvars
+
+    bound = get_contextvars().get("request_id")
+    return bound if isinstance(bound, str) and bound else None

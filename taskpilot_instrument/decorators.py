@@ -1,0 +1,283 @@
+"""The decorators that turn a user's functions and classes into operations."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar, overload
+
+from taskpilot_instrument._callables import observe
+from taskpilot_instrument._guard import swallow
+from taskpilot_instrument._operation import Operation, Recorder, active, current
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.semconv import GEN_AI_TOOL_DESCRIPTION, Kind
+
+F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any]")
+
+#: Methods of a decorated class that are a run of it, unless ``methods=`` names others.
+ENTRY_METHODS: Final = (
+    "run", "execute", "invoke", "__call__", "stream", "arun", "aexecute", "ainvoke", "astream",
+    "run_async", "run_sync", "run_stream", "stream_async",
+)  # fmt: skip
+
+_OBSERVED: Final = "__taskpilot_observed__"
+_SPEC: Final = "__taskpilot_spec__"
+
+
+class _Spec:
+    """What a decorator was told: kind of operation, explicit name, entry methods."""
+
+    __slots__ = ("explicit_methods", "kind", "methods", "name")
+
+    def __init__(self, kind: Kind, name: str | None, methods: Iterable[str] | None) -> None:
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ConfigurationError(f"name= takes a non-empty string, not {name!r}")
+        if isinstance(methods, str):
+            raise ConfigurationError(f"methods= takes a list of method names: methods=[{methods!r}]")
+        self.kind = kind
+        self.name = name
+        self.explicit_methods = methods is not None
+        self.methods = tuple(methods) if methods is not None else ENTRY_METHODS
+
+
+@overload
+def observed_agent(target: F, /) -> F: ...
+@overload
+def observed_agent(*, name: str | None = None, methods: Iterable[str] | None = None) -> Callable[[F], F]: ...
+def observed_agent(target: Any = None, /, *, name: str | None = None, methods: Iterable[str] | None = None) -> Any:
+    """Make each run of an agent an operation: span ``{agent}.execute``, log lines, metrics.
+
+    Works on classes (their entry methods are wrapped in place, in subclasses too), functions, methods,
+    classmethods and staticmethods; sync, async and generators. An agent with no workflow around it opens one.
+
+    :param name: the agent's name; else the class's (a subclass has its own), else the function's.
+    :param methods: entry methods of a class; else those of :data:`ENTRY_METHODS` that it has.
+    :raises ConfigurationError: where the target cannot be run, or a class has none of the methods.
+    """
+    return _decorate(target, _Spec(Kind.AGENT, name, methods))
+
+
+@overload
+def observed_tool(target: F, /) -> F: ...
+@overload
+def observed_tool(*, name: str | None = None, methods: Iterable[str] | None = None) -> Callable[[F], F]: ...
+def observed_tool(target: Any = None, /, *, name: str | None = None, methods: Iterable[str] | None = None) -> Any:
+    """Make each call of a tool an operation: a span with the tool's name, log lines, metrics.
+
+    :param name: the tool's name; else the function's or class's.
+    :param methods: entry methods of a class; else those of :data:`ENTRY_METHODS` that it has.
+    :raises ConfigurationError: where the target cannot be called, or a class has none of the methods.
+    """
+    return _decorate(target, _Spec(Kind.TOOL, name, methods))
+
+
+@overload
+def observed_workflow(target: F, /) -> F: ...
+@overload
+def observed_workflow(*, name: str | None = None, methods: Iterable[str] | None = None) -> Callable[[F], F]: ...
+def observed_workflow(target: Any = None, /, *, name: str | None = None, methods: Iterable[str] | None = None) -> Any:
+    """Make each call a workflow run: span ``workflow.run``, a row in the golden signals.
+
+    :param name: the workflow's name; else the function's or class's.
+    :param methods: entry methods of a class; else those of :data:`ENTRY_METHODS` that it has.
+    :raises ConfigurationError: where the target cannot be called, or a class has none of the methods.
+    """
+    return _decorate(target, _Spec(Kind.WORKFLOW, name, methods))
+
+
+def _decorate(target: Any, spec: _Spec) -> Any:
+    if target is None:
+        return functools.partial(_apply, spec)
+    return _apply(spec, target)
+
+
+def _apply(spec: _Spec, target: Any) -> Any:
+    if isinstance(target, type):
+        return _observe_class(target, spec)
+    if isinstance(target, classmethod | staticmethod):
+        return _rewrap(target, _observe_function(target.__func__, spec))
+    if not callable(target):
+        raise ConfigurationError(f"observed_{spec.kind} takes a class or a callable, not {type(target).__name__}")
+    return _observe_function(target, spec)
+
+
+def _rewrap(descriptor: "classmethod[Any, ..., Any] | staticmethod[..., Any]", fn: Any) -> Any:
+    return descriptor if fn is descriptor.__func__ else type(descriptor)(fn)
+
+
+# --- functions ----------------------------------------------------------------------------------
+
+
+def _observe_function(fn: Callable[..., Any], spec: _Spec) -> Callable[..., Any]:
+    if getattr(fn, _OBSERVED, None) is spec.kind:
+        return fn
+    simple = getattr(fn, "__name__", None) or type(fn).__name__
+    owner = _owner(fn) if spec.kind is not Kind.TOOL else None
+    attributes = _description(fn) if spec.kind is Kind.TOOL else None
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        recorder = active()
+        if recorder is None:
+            return None
+        try:
+            name, subject, skip = spec.name or simple, None, 0
+            if owner is not None and args and (cls := _instance_class(args[0], owner)) is not None:
+                name, subject, skip = spec.name or cls.__name__, args[0], 1
+                if _is_running(spec.kind, subject):
+                    return None
+            return _start(recorder, spec.kind, name, subject, attributes, args[skip:], kwargs)
+        except Exception as error:
+            swallow("start", error)
+            return None
+
+    return _marked(observe(fn, begin), spec.kind)
+
+
+def _marked(wrapper: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+    setattr(wrapper, _OBSERVED, kind)
+    return wrapper
+
+
+def _owner(fn: Callable[..., Any]) -> str | None:
+    """Return the qualified name of the class in whose body ``fn`` was written, None for a plain function."""
+    path, _, _ = getattr(fn, "__qualname__", "").rpartition(".")
+    return path if path and not path.endswith("<locals>") else None
+
+
+def _instance_class(first: object, owner: str) -> type | None:
+    cls = first if isinstance(first, type) else type(first)
+    return cls if any(base.__qualname__ == owner for base in cls.__mro__) else None
+
+
+def _description(fn: object) -> dict[str, str] | None:
+    doc = inspect.getdoc(fn)
+    return {GEN_AI_TOOL_DESCRIPTION: doc.partition("\n\n")[0][:1024]} if doc else None
+
+
+# --- classes ------------------------------------------------------------------------------------
+
+
+def _observe_class(cls: type, spec: _Spec) -> type:
+    inherited: _Spec | None = getattr(cls, _SPEC, None)
+    known = inherited is not None and inherited.kind is spec.kind
+    wrapped = [name for name in spec.methods if _wrap_entry(cls, name, spec)]
+    if not wrapped and not known:
+        wanted = ", ".join(spec.methods)
+        raise ConfigurationError(
+            f"{cls.__name__} has none of the methods {wanted}: "
+            f'name its entry methods, as in @observed_{spec.kind}(methods=["handle"])'
+        )
+    setattr(cls, _SPEC, spec)
+    if not known:
+        _follow_subclasses(cls)
+    return cls
+
+
+def _wrap_entry(cls: type, name: str, spec: _Spec) -> bool:
+    """Wrap one entry method in place, wherever the class has it from; tell whether it has it."""
+    for base in cls.__mro__[:-1]:
+        if name in base.__dict__:
+            found = base.__dict__[name]
+            break
+    else:
+        if spec.explicit_methods:
+            raise ConfigurationError(f"{cls.__name__} has no method {name!r}, which methods= names")
+        return False
+    fn = found.__func__ if isinstance(found, classmethod | staticmethod) else found
+    if not callable(fn) or isinstance(fn, type) or getattr(fn, "__isabstractmethod__", False):
+        return False
+    if getattr(fn, _OBSERVED, None) is spec.kind:
+        return True
+    bound = not isinstance(found, staticmethod)
+    wrapper = _marked(observe(fn, _entry_begin(spec.kind, cls, bound=bound)), spec.kind)
+    setattr(cls, name, _rewrap(found, wrapper) if fn is not found else wrapper)
+    return True
+
+
+def _entry_begin(kind: Kind, cls: type, *, bound: bool) -> Callable[[tuple[Any, ...], dict[str, Any]], Operation | None]:
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
+        recorder = active()
+        if recorder is None:
+            return None
+        try:
+            subject: Any = args[0] if bound else cls
+            if _is_running(kind, subject):
+                return None
+            name = _class_name(subject if isinstance(subject, type) else type(subject))
+            return _start(recorder, kind, name, subject, None, args[1:] if bound else args, kwargs)
+        except Exception as error:
+            swallow("start", error)
+            return None
+
+    return begin
+
+
+def _class_name(cls: type) -> str:
+    spec = cls.__dict__.get(_SPEC)
+    return spec.name if spec is not None and spec.name else cls.__name__
+
+
+def _follow_subclasses(cls: type) -> None:
+    """Wrap the entry methods that later subclasses define, keeping the class's own ``__init_subclass__``."""
+    original = cls.__dict__.get("__init_subclass__")
+
+    def __init_subclass__(subclass: type, **kwargs: Any) -> None:  # noqa: N807 - it becomes that method
+        # Not super(cls, …): ``@dataclass(slots=True)`` makes a new class of the same body.
+        owner = next(base for base in subclass.__mro__[1:] if base.__dict__.get("__init_subclass__") is hook)
+        if original is not None:
+            original.__get__(None, subclass)(**kwargs)
+        else:
+            super(owner, subclass).__init_subclass__(**kwargs)
+        try:
+            spec: _Spec = getattr(owner, _SPEC)
+            for name in spec.methods:
+                if name in subclass.__dict__:
+                    _wrap_entry(subclass, name, spec)
+        except Exception as error:
+            swallow("subclass", error)
+
+    hook = classmethod(__init_subclass__)
+    cls.__init_subclass__ = hook  # type: ignore[assignment] # a classmethod object is what the class body would hold
+
+
+# --- starting -----------------------------------------------------------------------------------
+
+
+def _is_running(kind: Kind, subject: object) -> bool:
+    """Tell whether the innermost run of this kind is already a run of ``subject``."""
+    around = current()
+    if around is None:
+        return False
+    if kind is Kind.AGENT:
+        around = around.agent
+    elif kind is Kind.WORKFLOW:
+        around = around.workflow
+    elif around.kind is not kind:
+        return False
+    return around is not None and around.subject is subject and not around.is_finished
+
+
+def _start(
+    recorder: Recorder,
+    kind: Kind,
+    name: str,
+    subject: object,
+    attributes: dict[str, str] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Operation:
+    operation = Operation(recorder, kind, name, subject=subject, attributes=attributes)
+    for value in args or kwargs.values():
+        if type(value) is str:
+            operation.input_length = len(value)
+            break
+    if recorder.capture is not None:
+        try:
+            operation.input_text = recorder.capture({**dict(enumerate(args)), **kwargs} if kwargs else _one(args))
+        except Exception as error:
+            swallow("capture", error)
+    operation.announce()
+    return operation
+
+
+def _one(args: tuple[Any, ...]) -> Any:
+    return args[0] if len(args) == 1 else list(args)

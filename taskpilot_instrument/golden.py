@@ -1,0 +1,260 @@
+"""The five golden signals: success, latency, cost, user correctness and policy violations, each with a verdict."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from html import escape
+from typing import Final, NamedTuple
+
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.semconv import (
+    G_COST_PER_TASK,
+    G_P95_LATENCY_MS,
+    G_SUCCESS_RATE,
+    G_USER_CORRECTNESS,
+    G_VIOLATION_RATE,
+)
+from taskpilot_instrument.sinks import _signals
+from taskpilot_instrument.sinks._signals import Sample
+from taskpilot_instrument.sinks.metrics import MetricsBackend
+
+
+class Verdict(StrEnum):
+    """Say how a signal stands against its thresholds."""
+
+    HEALTHY = "healthy"
+    WARNING = "warning"
+    CRITICAL = "critical"
+    UNKNOWN = "unknown"
+
+
+class Threshold(NamedTuple):
+    """Bounds of a signal: healthy up to the first, warning up to the second (or down to them), critical beyond."""
+
+    healthy: float
+    warning: float
+    more_is_better: bool = False
+
+
+#: User correctness has no threshold: how many users answer, and which, differs too much between applications.
+THRESHOLDS: Final[dict[str, Threshold]] = {
+    G_SUCCESS_RATE: Threshold(95, 90, more_is_better=True),
+    G_P95_LATENCY_MS: Threshold(2_000, 5_000),
+    G_COST_PER_TASK: Threshold(0.10, 0.50),
+    G_VIOLATION_RATE: Threshold(1, 2),
+}
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
+_SHORTEST: Final = 60
+_LONGEST: Final = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenSignals:
+    """The golden signals of one window and filter, unrounded, with what they rest on.
+
+    A signal is None where it is unknown: nothing ran, nobody gave feedback, no price is known. Where only some calls
+    could be priced (``cost_coverage`` below 1), the cost is a lower bound.
+    """
+
+    success_rate: float | None
+    p95_latency_ms: float | None
+    cost_per_successful_task_usd: float | None
+    user_confirmed_correctness_percent: float | None
+    policy_violation_rate_percent: float | None
+    #: What the signals were computed from.
+    sample: Sample
+    #: Seconds looked back; None since the start.
+    window_seconds: int | None = None
+    workflow: str | None = None
+    agent: str | None = None
+    model: str | None = None
+
+    @property
+    def runs(self) -> float:
+        """Workflow runs; runs of the agent, or calls of the model, that was asked for."""
+        return self.sample.runs
+
+    @property
+    def successes(self) -> float:
+        """Runs that ended well."""
+        return self.sample.successes
+
+    @property
+    def feedback(self) -> float | None:
+        """Verdicts that users gave."""
+        return _signals.feedback(self.sample)
+
+    @property
+    def violations(self) -> float | None:
+        """Policy violations."""
+        return self.sample.violations
+
+    @property
+    def total_cost_usd(self) -> float:
+        """All spend whose price is known, that of failed runs included."""
+        return float(self.sample.spent_usd)
+
+    @property
+    def cost_coverage(self) -> float | None:
+        """Share of billable calls whose price is known, 0 to 1; None where there were none."""
+        return _signals.cost_coverage(self.sample)
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """A verdict for each signal, by its key."""
+        values = (
+            (G_SUCCESS_RATE, self.success_rate),
+            (G_P95_LATENCY_MS, self.p95_latency_ms),
+            (G_COST_PER_TASK, self.cost_per_successful_task_usd),
+            (G_USER_CORRECTNESS, self.user_confirmed_correctness_percent),
+            (G_VIOLATION_RATE, self.policy_violation_rate_percent),
+        )
+        verdicts = {key: judge(key, value) for key, value in values}
+        if self._is_lower_bound and verdicts[G_COST_PER_TASK] is Verdict.HEALTHY:
+            verdicts[G_COST_PER_TASK] = Verdict.UNKNOWN  # what is not known may be the larger part
+        return verdicts
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of those that are known."""
+        found = set(self.verdicts.values())
+        order = (Verdict.CRITICAL, Verdict.WARNING, Verdict.HEALTHY)
+        return next((verdict for verdict in order if verdict in found), Verdict.UNKNOWN)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the five keys, rounded to 2 decimals (cost: 4), 0.0 where nothing ran."""
+        return _signals.dictionary(self.sample)
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        labels, values, verdicts = (max(len(row[column]) for row in rows) for column in range(3))
+        lines = [f"Golden signals, {self._scope()}: {self.verdict}"]
+        lines += [
+            f"  {label:<{labels}}  {value:>{values}}  {verdict:<{verdicts}}  {basis}"
+            for label, value, verdict, basis in rows
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in self._rows())
+        caption = escape(f"Golden signals, {self._scope()}: {self.verdict}")
+        return f"<table><caption>{caption}</caption>{rows}</table>"
+
+    @property
+    def _is_lower_bound(self) -> bool:
+        return self.sample.unpriced > 0
+
+    def _scope(self) -> str:
+        asked = (("workflow", self.workflow), ("agent", self.agent), ("model", self.model))
+        window = "since the start" if self.window_seconds is None else f"last {_span(self.window_seconds)}"
+        return ", ".join([window, *(f"{what} {name}" for what, name in asked if name is not None)])
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        sample, verdicts = self.sample, self.verdicts
+        cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
+        calls = sample.priced + sample.unpriced
+        spent = f"{bound}${sample.spent_usd:,.4f} spent, {sample.priced} of {calls} billable calls priced"
+        return [
+            (
+                "success rate",
+                _percent(self.success_rate),
+                verdicts[G_SUCCESS_RATE],
+                f"{_count(sample.successes)} of {_count(sample.runs)} runs",
+            ),
+            (
+                "p95 latency",
+                "–" if self.p95_latency_ms is None else f"{self.p95_latency_ms:,.0f} ms",
+                verdicts[G_P95_LATENCY_MS],
+                f"{sample.timed:,} timed",
+            ),
+            ("cost per task", "–" if cost is None else f"{bound}${cost:,.4f}", verdicts[G_COST_PER_TASK], spent),
+            (
+                "user correctness",
+                _percent(self.user_confirmed_correctness_percent),
+                verdicts[G_USER_CORRECTNESS],
+                f"{_count(sample.correct)} of {_count(self.feedback)} confirmed",
+            ),
+            (
+                "policy violations",
+                _percent(self.policy_violation_rate_percent),
+                verdicts[G_VIOLATION_RATE],
+                f"{_count(sample.violations)} violations",
+            ),
+        ]
+
+
+def compute(
+    backend: MetricsBackend,
+    *,
+    window: str | None = None,
+    workflow: str | None = None,
+    agent: str | None = None,
+    model: str | None = None,
+) -> GoldenSignals:
+    """Compute the golden signals from what a metrics backend holds.
+
+    Without ``agent`` and ``model`` the runs are workflow runs, nested ones included; with ``agent`` they are that
+    agent's runs, with ``model`` the LLM calls of that model. Latency, spend and violations are filtered likewise.
+    Violations and feedback carry no model, so with ``model`` they are unknown. What was written directly by name
+    carries no workflow, so with ``workflow`` it is left out.
+
+    :param window: how far to look back, such as ``90s``, ``15m`` or ``24h``; None since the start.
+    :raises ConfigurationError: if the window is not of this form, or not between one minute and 24 hours.
+    """
+    seconds = None if window is None else parse_window(window)
+    window_ns = None if seconds is None else seconds * 1_000_000_000
+    sample = backend.golden_sample(window_ns, workflow=workflow, agent=agent, model=model)
+    return GoldenSignals(
+        _signals.success_rate(sample),
+        sample.p95_ms,
+        _signals.cost_per_task(sample),
+        _signals.correctness(sample),
+        _signals.violation_rate(sample),
+        sample,
+        seconds,
+        workflow,
+        agent,
+        model,
+    )
+
+
+def parse_window(window: str) -> int:
+    """Return the seconds of a window such as ``90s``, ``15m`` or ``1h``.
+
+    :raises ConfigurationError: if it is not of this form, or not between one minute and 24 hours.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})([smh])", window) if isinstance(window, str) else None
+    seconds = int(found[1]) * _SECONDS[found[2]] if found is not None else 0
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ConfigurationError(
+            f"window must be a number of seconds, minutes or hours between one minute and 24 hours, "
+            f"such as '90s', '15m' or '1h', not {window!r}"
+        )
+    return seconds
+
+
+def judge(key: str, value: float | None) -> Verdict:
+    """Return how a signal stands; unknown without a value or a threshold.
+
+    :param key: the signal's key in the five-key dictionary.
+    """
+    threshold = THRESHOLDS.get(key)
+    if value is None or threshold is None:
+        return Verdict.UNKNOWN
+    sign = -1 if threshold.more_is_better else 1
+    if sign * value <= sign * threshold.healthy:
+        return Verdict.HEALTHY
+    return Verdict.WARNING if sign * value <= sign * threshold.warning else Verdict.CRITICAL
+
+
+def _span(seconds: int) -> str:
+    unit, size = next((unit, size) for unit, size in reversed(_SECONDS.items()) if seconds % size == 0)
+    return f"{seconds // size}{unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}"

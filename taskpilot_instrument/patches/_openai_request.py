@@ -1,0 +1,171 @@
+"""Read an OpenAI request: is it billable, which operation is it, what does it ask for."""
+
+import re
+import weakref
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from taskpilot_instrument import semconv
+from taskpilot_instrument._operation import LLMCall
+
+
+class Surface(NamedTuple):
+    """One billable endpoint.
+
+    :param operation: ``gen_ai.operation.name``.
+    :param events: True where its streams are typed events with a response inside, not chunks.
+    """
+
+    operation: str
+    events: bool
+
+
+_SURFACES: Final[dict[str, Surface]] = {
+    "/chat/completions": Surface(semconv.OPERATION_CHAT, events=False),
+    "/completions": Surface(semconv.OPERATION_COMPLETION, events=False),
+    "/responses": Surface(semconv.OPERATION_CHAT, events=True),
+    "/responses/compact": Surface(semconv.OPERATION_CHAT, events=True),
+    "/embeddings": Surface(semconv.OPERATION_EMBEDDINGS, events=False),
+    "/images/generations": Surface(semconv.OPERATION_IMAGE, events=True),
+    "/images/edits": Surface(semconv.OPERATION_IMAGE, events=True),
+}
+#: What may stand before the endpoint where the path is given whole: host, version, Azure deployment.
+_PREFIX: Final = re.compile(r"^(?:https?://[^/]+)?(?:/openai)?(?:/v\d+)?(?:/deployments/[^/]+)?(?=/)")
+
+
+def surface_of(method: str, url: str) -> Surface | None:
+    """Return the billable endpoint that a request goes to, None for any other request."""
+    if method.lower() != "post":
+        return None
+    found = _SURFACES.get(url)
+    if found is not None:
+        return found
+    path = url.partition("?")[0].rstrip("/")
+    return _SURFACES.get(_PREFIX.sub("", path if path.startswith(("/", "http")) else f"/{path}"))
+
+
+_NUMBERS: Final = {
+    "temperature": semconv.GEN_AI_REQUEST_TEMPERATURE,
+    "top_p": semconv.GEN_AI_REQUEST_TOP_P,
+    "max_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
+    "max_completion_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
+    "max_output_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
+    "seed": semconv.GEN_AI_REQUEST_SEED,
+    "frequency_penalty": semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY,
+    "presence_penalty": semconv.GEN_AI_REQUEST_PRESENCE_PENALTY,
+}
+_OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
+
+
+def body_of(options: Any) -> dict[str, Any]:
+    """Return the JSON members of a request, with those that the caller added by ``extra_body``."""
+    data = options.json_data
+    body = data if isinstance(data, dict) else {}
+    extra = options.extra_json
+    return {**body, **extra} if isinstance(extra, Mapping) and extra else body
+
+
+def request_attributes(body: dict[str, Any], *, streamed: bool) -> dict[str, Any]:
+    """Return what a request asks for as span attributes; nothing in it is iterated or copied but scalars."""
+    found: dict[str, Any] = {semconv.GEN_AI_REQUEST_STREAM: True} if streamed else {}
+    for key, value in body.items():
+        kind = type(value)
+        if kind is int or kind is float:
+            name = _NUMBERS.get(key)
+            if name is not None:
+                found[name] = value
+            elif key == "n" and value != 1:
+                found[semconv.GEN_AI_REQUEST_CHOICE_COUNT] = value
+        elif kind is str:
+            if key == "service_tier" and value != "auto":
+                found[semconv.OPENAI_REQUEST_SERVICE_TIER] = value
+            elif key == "encoding_format":
+                found[semconv.GEN_AI_REQUEST_ENCODING_FORMATS] = (value,)
+            elif key == "conversation":
+                found[semconv.GEN_AI_CONVERSATION_ID] = value
+            elif key == "stop":
+                found[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (value,)
+        elif kind is dict or kind is list:
+            _structured(found, key, value)
+    return found
+
+
+def _structured(found: dict[str, Any], key: str, value: Any) -> None:
+    if key == "stop" and all(isinstance(item, str) for item in value):
+        found[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = tuple(value)
+    elif key == "response_format" and isinstance(value, dict):
+        output_type = _OUTPUT_TYPES.get(str(value.get("type")))
+        if output_type is not None:
+            found[semconv.GEN_AI_OUTPUT_TYPE] = output_type
+    elif key == "conversation" and isinstance(value, dict) and isinstance(value.get("id"), str):
+        found[semconv.GEN_AI_CONVERSATION_ID] = value["id"]
+
+
+# --- where it goes ------------------------------------------------------------------------------
+
+#: ``gen_ai.provider.name`` by host: the well-known values of the GenAI conventions.
+_PROVIDERS: Final = (
+    ("openai.azure.com", "azure.ai.openai"),
+    ("cognitiveservices.azure.com", "azure.ai.openai"),
+    ("services.ai.azure.com", "azure.ai.inference"),
+    ("api.deepseek.com", "deepseek"),
+    ("api.groq.com", "groq"),
+    ("api.mistral.ai", "mistral_ai"),
+    ("api.perplexity.ai", "perplexity"),
+    ("api.x.ai", "x_ai"),
+    ("api.anthropic.com", "anthropic"),
+    ("api.cohere.ai", "cohere"),
+    ("generativelanguage.googleapis.com", "gcp.gemini"),
+    ("aiplatform.googleapis.com", "gcp.vertex_ai"),
+    ("openrouter.ai", "openrouter"),
+)
+
+
+class Server(NamedTuple):
+    """Where a client sends its requests."""
+
+    address: str | None
+    port: int | None
+    base_url: str
+    provider: str
+
+
+#: By the client's id: a look-up that costs a third of a WeakKeyDictionary's. Entries go with their clients.
+_servers: dict[int, tuple["weakref.ref[Any]", Any, Server]] = {}
+
+
+def server_of(client: Any) -> Server:
+    """Return where a client sends its requests; looked up once per client and base URL."""
+    url, key = client._base_url, id(client)  # noqa: SLF001 - the property makes a new object each time
+    known = _servers.get(key)
+    if known is not None and known[0]() is client and known[1] is url:
+        return known[2]
+    server = _look_up_server(client, url)
+    _servers[key] = (weakref.ref(client, lambda _: _servers.pop(key, None)), url, server)
+    return server
+
+
+def _look_up_server(client: Any, url: Any) -> Server:
+    from openai import AsyncAzureOpenAI, AzureOpenAI
+
+    host = str(url.host) or None
+    port = url.port or {"https": 443, "http": 80}.get(url.scheme)
+    provider = "azure.ai.openai" if isinstance(client, AzureOpenAI | AsyncAzureOpenAI) else "openai"
+    for suffix, name in _PROVIDERS:
+        if host is not None and (host == suffix or host.endswith(f".{suffix}")):
+            provider = name
+    return Server(host, port, str(url), provider)
+
+
+def llm_call(surface: Surface, body: dict[str, Any], server: Server, *, streamed: bool) -> LLMCall:
+    """Return the record that the answer will be read into."""
+    model = body.get("model")
+    return LLMCall(
+        surface.operation,
+        model if isinstance(model, str) and model else None,
+        provider=server.provider,
+        server_address=server.address,
+        server_port=server.port,
+        base_url=server.base_url,
+        streamed=streamed,
+    )

@@ -1,0 +1,170 @@
+"""Read an OpenAI response, whole or chunk by chunk, into its LLM call.
+
+Works on the client's parsed objects and on parsed JSON alike: both have attributes.
+"""
+
+from typing import Any, Final
+
+from taskpilot_instrument._operation import LLMCall
+from taskpilot_instrument.patches._openai_content import OutputText, output_messages
+from taskpilot_instrument.semconv import Outcome
+from taskpilot_instrument.typing import Capture
+from taskpilot_instrument.usage import TokenUsage, read_usage
+
+Failure = tuple[Outcome, str | None]
+
+#: Finish reasons of the Responses API in the words of the chat API, so that one search finds both.
+_INCOMPLETE_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
+
+
+def read_response(call: LLMCall, response: Any, capture: Capture | None = None) -> Failure | None:
+    """Read a whole response into ``call``; return how it failed where the response itself says so.
+
+    :param capture: turns message content into text where content is captured.
+    """
+    _identify(call, response)
+    call.usage = read_usage(response)
+    failure = None
+    if getattr(response, "object", None) == "response":
+        call.finish_reasons, failure = _status(response)
+    else:
+        choices = getattr(response, "choices", None)
+        if isinstance(choices, list):
+            call.finish_reasons = tuple(
+                choice.finish_reason for choice in choices if isinstance(getattr(choice, "finish_reason", None), str)
+            )
+    if capture is not None:
+        call.output_messages = output_messages(response, capture)
+    return failure
+
+
+def _identify(call: LLMCall, response: Any) -> None:
+    for attribute, field in (("id", "response_id"), ("model", "response_model"), ("service_tier", "service_tier")):
+        value = getattr(response, attribute, None)
+        if isinstance(value, str) and value:
+            setattr(call, field, value)
+
+
+def _status(response: Any) -> tuple[tuple[str, ...], Failure | None]:
+    """Return finish reasons and failure of a response of the Responses API."""
+    status = getattr(response, "status", None)
+    if status == "completed":
+        output = getattr(response, "output", None) or ()
+        called = any(getattr(item, "type", None) == "function_call" for item in output)
+        return ("tool_calls" if called else "stop",), None
+    if status == "incomplete":
+        reason = getattr(getattr(response, "incomplete_details", None), "reason", None)
+        return (_INCOMPLETE_REASONS.get(str(reason), str(reason or "incomplete")),), None
+    if status == "failed":
+        code = getattr(getattr(response, "error", None), "code", None)
+        return ("error",), (Outcome.ERROR, str(code or "failed"))
+    if status == "cancelled":
+        return ("cancelled",), (Outcome.CANCELLED, None)
+    return (), None
+
+
+class ChunkedReader:
+    """Read a stream of chunks: chat completions and legacy completions.
+
+    :param keep_content: keep the text too, for content capture.
+    """
+
+    def __init__(self, call: LLMCall, capture: Capture | None = None) -> None:
+        self.complete = False
+        self.failure: Failure | None = None
+        self._call = call
+        self._capture = capture
+        self._text = OutputText() if capture is not None else None
+        self._first: Any = None
+        self._usage: TokenUsage | None = None
+        self._finish_reasons: list[str] = []
+        self._service_tier: str | None = None
+
+    def read_chunk(self, chunk: Any) -> None:
+        """Keep the usage (the last one counts), the finish reasons and who answered."""
+        if self._first is None:
+            self._first = chunk
+        usage = getattr(chunk, "usage", None)
+        if usage is not None:
+            # Some hosts repeat an empty usage: the last one that says something counts.
+            self._usage = read_usage(chunk) or self._usage
+            self._service_tier = getattr(chunk, "service_tier", None)
+        choices = getattr(chunk, "choices", None)
+        if choices:
+            for choice in choices:
+                reason = choice.finish_reason
+                if reason is not None:
+                    self._finish_reasons.append(reason)
+                    self.complete = True
+        if self._text is not None:
+            self._text.add(chunk)
+
+    def read_end(self) -> None:
+        """Write what was kept to the call."""
+        call = self._call
+        if self._first is not None:
+            _identify(call, self._first)
+        call.service_tier = self._service_tier or call.service_tier
+        call.usage = self._usage
+        call.finish_reasons = tuple(self._finish_reasons)
+        if self._text is not None and self._capture is not None:
+            call.output_messages = self._text.messages(self._capture)
+
+
+class EventReader:
+    """Read a stream of typed events: responses, images.
+
+    A response comes whole inside its first and last events; the text between is not needed.
+    """
+
+    _WITH_RESPONSE: Final = frozenset({
+        "response.created", "response.queued", "response.in_progress",
+        "response.completed", "response.failed", "response.incomplete",
+    })  # fmt: skip
+    _LAST: Final = frozenset({
+        "response.completed", "response.failed", "response.incomplete",
+        "image_generation.completed", "image_edit.completed", "transcript.text.done",
+    })  # fmt: skip
+
+    def __init__(self, call: LLMCall, capture: Capture | None = None) -> None:
+        self.complete = False
+        self.failure: Failure | None = None
+        self._call = call
+        self._capture = capture
+        self._response: Any = None
+
+    def read_chunk(self, event: Any) -> None:
+        """Keep the latest response that an event carried."""
+        kind = getattr(event, "type", None)
+        if kind in self._WITH_RESPONSE:
+            self._response = event.response
+        elif kind == "error":
+            self.failure = (Outcome.ERROR, str(getattr(event, "code", None) or "error"))
+        if kind in self._LAST:
+            self.complete = True
+            if self._response is None:
+                self._response = event
+
+    def read_end(self) -> None:
+        """Read the latest response into the call."""
+        if self._response is not None:
+            failure = read_response(self._call, self._response, self._capture)
+            self.failure = self.failure or failure
+
+
+class WholeReader:
+    """Read a JSON document that the caller takes as bytes: it is one chunk, and the last one."""
+
+    def __init__(self, call: LLMCall, capture: Capture | None = None) -> None:
+        self.complete = False
+        self.failure: Failure | None = None
+        self._call = call
+        self._capture = capture
+
+    def read_chunk(self, document: Any) -> None:
+        """Read the document into the call."""
+        self.failure = read_response(self._call, document, self._capture)
+        self.complete = True
+
+    def read_end(self) -> None:
+        """Do nothing: the document was read when it came."""

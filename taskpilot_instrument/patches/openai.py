@@ -1,0 +1,240 @@
+"""Patch the OpenAI client at its transport.
+
+``SyncAPIClient.request`` and ``AsyncAPIClient.request`` see every call: of clients and bound methods
+made before patching, of ``with_raw_response``, ``parse``, ``stream``, ``client.post`` and Azure. Three
+zones: before the call, the call, after it. The outer two are guarded and never touch the result.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import lru_cache
+from typing import Any, Final, get_args, get_origin
+
+from taskpilot_instrument._bodies import EventBody, JsonBody, as_object, parse
+from taskpilot_instrument._guard import swallow
+from taskpilot_instrument._operation import Operation, active, current
+from taskpilot_instrument._streams import Watch, watched_class
+from taskpilot_instrument.health import tally
+from taskpilot_instrument.patches._openai_content import capture_input
+from taskpilot_instrument.patches._openai_request import (
+    Surface,
+    body_of,
+    llm_call,
+    request_attributes,
+    server_of,
+    surface_of,
+)
+from taskpilot_instrument.patches._openai_response import ChunkedReader, EventReader, WholeReader, read_response
+from taskpilot_instrument.patches._patching import Patch
+from taskpilot_instrument.semconv import Kind
+
+LIBRARY: Final = "openai"
+
+
+def patches() -> list[Patch]:
+    """Return the patches for the installed openai package.
+
+    :raises ImportError: where it is not installed.
+    """
+    from openai._base_client import AsyncAPIClient, SyncAPIClient
+
+    return [
+        Patch(SyncAPIClient, "request", _request),
+        Patch(AsyncAPIClient, "request", _async_request),
+        # Private, so optional: adds retries and the provider's request id to plain results.
+        Patch(SyncAPIClient, "_process_response", _process_response, optional=True),
+        Patch(AsyncAPIClient, "_process_response", _async_process_response, optional=True),
+    ]
+
+
+def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    call = _before(client, args, kwargs, is_async=False)
+    if call is None:
+        return wrapped(*args, **kwargs)
+    call.operation.enter()
+    try:
+        result = wrapped(*args, **call.kwargs)
+    except BaseException as error:
+        call.operation.leave()
+        call.failed(error)
+        raise
+    call.operation.leave()
+    call.returned(result)
+    return result
+
+
+async def _async_request(
+    wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    call = _before(client, args, kwargs, is_async=True)
+    if call is None:
+        return await wrapped(*args, **kwargs)
+    call.operation.enter()
+    try:
+        result = await wrapped(*args, **call.kwargs)
+    except BaseException as error:
+        call.operation.leave()
+        call.failed(error)
+        raise
+    call.operation.leave()
+    call.returned(result)
+    return result
+
+
+def _process_response(
+    wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    _note_transport(kwargs)
+    return wrapped(*args, **kwargs)
+
+
+async def _async_process_response(
+    wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    _note_transport(kwargs)
+    return await wrapped(*args, **kwargs)
+
+
+def _note_transport(kwargs: dict[str, Any]) -> None:
+    try:
+        operation = current()
+        if operation is not None and operation.llm is not None and operation.subject is not None:
+            operation.llm.retries = kwargs.get("retries_taken") or 0
+            operation.llm.provider_request_id = kwargs["response"].headers.get("x-request-id")
+    except Exception as error:
+        swallow("transport", error)
+
+
+# --- before the call ----------------------------------------------------------------------------
+
+
+def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_async: bool) -> "_Call | None":
+    """Start the operation of a billable call; None for any other call, and where our own code fails."""
+    recorder = active()
+    if recorder is None:
+        return None
+    try:
+        options = kwargs["options"] if "options" in kwargs else args[1]
+        surface = surface_of(options.method, options.url)
+        if surface is None:
+            return None
+        tally.seen()
+        around = current()
+        if around is not None and around.subject is options:
+            return None  # somebody's layer calls ours twice for one request
+        streamed = bool(kwargs.get("stream"))
+        body = body_of(options)
+        llm = llm_call(surface, body, server_of(client), streamed=streamed)
+        operation = Operation(recorder, Kind.LLM, llm.operation, subject=options, llm=llm)
+        if operation.span.is_recording():
+            llm.request = request_attributes(body, streamed=streamed)
+        if recorder.capture is not None:
+            capture_input(llm, body, recorder.capture)
+        operation.announce()
+    except Exception as error:
+        swallow("before", error)
+        return None
+    call = _Call(operation, surface, kwargs)
+    if streamed:
+        call.watch_stream(is_async=is_async)
+    return call
+
+
+class _Call:
+    """One billable call on its way: its operation, and the arguments to send it with."""
+
+    __slots__ = ("kwargs", "operation", "surface")
+
+    def __init__(self, operation: Operation, surface: Surface, kwargs: dict[str, Any]) -> None:
+        self.operation = operation
+        self.surface = surface
+        self.kwargs = kwargs
+
+    def watch_stream(self, *, is_async: bool) -> None:
+        """Ask the client for a subclass of its own stream class that shows each chunk."""
+        try:
+            asked = self.kwargs.get("stream_cls")
+            if asked is not None:
+                watched: Any = watched_class(get_origin(asked) or asked, is_async=is_async)
+                chunk = get_args(asked)
+                self.kwargs = {**self.kwargs, "stream_cls": watched[chunk] if chunk else watched}
+        except Exception as error:
+            swallow("stream", error)
+
+    # --- after the call ---------------------------------------------------------------------------
+
+    def failed(self, error: BaseException) -> None:
+        """Finish the operation of a call that raised."""
+        try:
+            llm, request = self.operation.llm, getattr(error, "request", None)
+            if llm is not None and request is not None:
+                llm.retries = int(request.headers.get("x-stainless-retry-count") or 0)
+                llm.provider_request_id = getattr(error, "request_id", None)
+        except Exception as problem:
+            swallow("transport", problem)
+        self.operation.finish(error)
+
+    def returned(self, result: Any) -> None:
+        """Read the result, or hook the stream that it will be read from; the result stays as it is."""
+        outcome, error_type = None, None
+        try:
+            if self._still_open(result):
+                return
+            llm = self.operation.llm
+            document = _document(result)
+            if llm is not None and document is not None:
+                failure = read_response(llm, document, self.operation.recorder.capture)
+                if failure is not None:
+                    outcome, error_type = failure
+        except Exception as error:
+            swallow("usage", error)
+        self.operation.finish(outcome=outcome, error_type=error_type)
+
+    def _still_open(self, result: Any) -> bool:
+        """Hook a response whose body is still to be read; False where all of it is here."""
+        shape = _shape(type(result))
+        if shape is not _Shape.WRAPPED and not self.kwargs.get("stream"):
+            return False
+        response = result.http_response if shape is _Shape.WRAPPED else getattr(result, "response", None)
+        llm, capture = self.operation.llm, self.operation.recorder.capture
+        if response is None or llm is None or response.is_closed:
+            return False
+        reader: ChunkedReader | EventReader | WholeReader
+        is_events = "text/event-stream" in response.headers.get("content-type", "")
+        if self.kwargs.get("stream"):
+            reader = EventReader(llm, capture) if self.surface.events else ChunkedReader(llm, capture)
+        else:
+            reader = WholeReader(llm, capture)
+        watch = Watch(self.operation, reader)
+        watch.hook(response)
+        watch.tee(response, EventBody(watch.saw) if is_events else JsonBody(watch.saw))
+        return True
+
+
+class _Shape(Enum):
+    """What sort of object the transport gave back."""
+
+    PARSED = auto()
+    #: One of the client's wrappers around the HTTP response.
+    WRAPPED = auto()
+    #: The HTTP response itself, where the caller asked for it.
+    HTTP = auto()
+
+
+@lru_cache(maxsize=256)
+def _shape(kind: type) -> _Shape:
+    # Looked up once per type: a missing attribute of a pydantic model costs more than a microsecond.
+    if hasattr(kind, "http_request"):
+        return _Shape.WRAPPED
+    return _Shape.HTTP if hasattr(kind, "iter_raw") else _Shape.PARSED
+
+
+def _document(result: Any) -> Any:
+    """Return what a reader can read of a complete result: the parsed object, or the parsed body."""
+    shape = _shape(type(result))
+    if shape is _Shape.PARSED:
+        if isinstance(result, str):
+            return parse(result) if result.startswith("{") else None
+        return as_object(result)
+    response = result.http_response if shape is _Shape.WRAPPED else result
+    return parse(response.content) if "json" in response.headers.get("content-type", "") else None

@@ -1,0 +1,289 @@
+"""Exact cost of token usage.
+
+The user's own table comes first, then the published prices that ``genai-prices`` bundles, then the
+user's ``"default"`` entry where there is one, marked as an estimate. What none of them prices is unknown.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from taskpilot_instrument._pricebook import (
+    CACHE_READ,
+    CACHE_WRITE,
+    INPUT,
+    OUTPUT,
+    Lookup,
+    Rates,
+    published_rates,
+    table,
+)
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.usage import TokenUsage
+
+if TYPE_CHECKING:
+    from taskpilot_instrument._operation import LLMCall
+
+_log = logging.getLogger("taskpilot_instrument")
+
+#: USD per million tokens: ``input`` and ``output``, and optionally ``cached_input`` and ``cache_write``.
+ModelPricing = Mapping[str, float | Decimal]
+
+_DEFAULT: Final = "default"
+_REQUIRED: Final = {"input": INPUT, "output": OUTPUT}
+_KEYS: Final = {**_REQUIRED, "cached_input": CACHE_READ, "cache_write": CACHE_WRITE}
+_VALID: Final = ", ".join(_KEYS)
+_FOREVER: Final = float("inf")
+#: Names of models come from outside: whoever sends a new one with each call must not fill the memory.
+_MAX_LOOKUPS: Final = 1024
+_MAX_WARNINGS: Final = 256
+
+
+class Price(NamedTuple):
+    """What a call cost, and who says so.
+
+    :param usd: exact USD.
+    :param source: ``user``, ``genai-prices``, or ``default`` for the user's catch-all price, an estimate.
+    """
+
+    usd: Decimal
+    source: str
+
+
+class PriceTable(MutableMapping[str, ModelPricing]):
+    """The user's prices: model → USD per million tokens; a change holds from the next call on.
+
+    ``table["my-model"] = {"input": 2.50, "output": 10.00}``; ``cached_input`` and ``cache_write`` are
+    optional and else the input rate. A float means the decimal that it prints as.
+    """
+
+    def __init__(self, prices: Mapping[str, ModelPricing] | None = None) -> None:
+        """Fill the table.
+
+        :raises ConfigurationError: for an entry that is no price.
+        """
+        self._lock = threading.Lock()
+        self._entries: dict[str, tuple[ModelPricing, Rates]] = {}
+        #: Grows with each change, after the change is in force.
+        self.version = 0
+        self.update(prices or {})
+
+    def __getitem__(self, model: str) -> ModelPricing:
+        return self._entries[model][0]
+
+    def __setitem__(self, model: str, prices: ModelPricing) -> None:
+        rates = Rates(_rates(model, prices))
+        entry = MappingProxyType(dict(prices)), rates
+        with self._lock:
+            # Replaced as a whole, so that readers need no lock.
+            self._entries = {**self._entries, model: entry}
+            self.version += 1
+
+    def __delitem__(self, model: str) -> None:
+        with self._lock:
+            kept = dict(self._entries)
+            del kept[model]
+            self._entries = kept
+            self.version += 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({ {model: dict(prices) for model, prices in self.items()} })"
+
+    def rates(self, model: str | None) -> Rates | None:
+        """Return the compiled price of a model, None where the table has none."""
+        entry = self._entries.get(model) if model is not None else None
+        return entry[1] if entry is not None else None
+
+
+def _rates(model: object, prices: object) -> dict[str, Decimal]:
+    """Check an entry as the user wrote it, and return its rates by the keys of the price table."""
+    if not isinstance(model, str) or not model:
+        raise ConfigurationError(f"MODEL_PRICING: a model is named by a non-empty string, not {model!r}")
+    where = f"MODEL_PRICING[{model!r}]"
+    if not isinstance(prices, Mapping):
+        raise ConfigurationError(f"{where}: expected a mapping with {_VALID}, not {type(prices).__name__}")
+    for key in prices:
+        if key not in _KEYS:
+            raise ConfigurationError(f"{where}: unknown key {key!r}; valid keys are {_VALID} (USD per 1M tokens)")
+    for key in _REQUIRED:
+        if key not in prices:
+            raise ConfigurationError(f"{where}: {key!r} is missing; give USD per 1M tokens, 0 where it costs nothing")
+    return {_KEYS[key]: _rate(f"{where}[{key!r}]", value) for key, value in prices.items()}
+
+
+def _rate(where: str, value: object) -> Decimal:
+    if isinstance(value, float):
+        rate = Decimal(float.__repr__(value))
+    elif isinstance(value, int | Decimal) and not isinstance(value, bool):
+        rate = Decimal(value)
+    else:
+        raise ConfigurationError(f"{where}: expected a number of USD per 1M tokens, not {value!r}")
+    if not rate.is_finite() or rate < 0:
+        raise ConfigurationError(f"{where}: expected a finite number that is not negative, not {value!r}")
+    return rate
+
+
+#: The user's prices, for every :class:`PriceBook` that is given no other table.
+MODEL_PRICING: Final = PriceTable()
+
+
+class _Answer(NamedTuple):
+    """What a lookup found, and until when (seconds since 1970) it holds."""
+
+    rates: Rates | None
+    source: str
+    until: float
+
+
+class PriceBook:
+    """Price calls: look each model up once, then multiply."""
+
+    def __init__(
+        self, prices: Mapping[str, ModelPricing] | None = None, *, now: Callable[[], float] = time.time
+    ) -> None:
+        """Open the book.
+
+        :param prices: the user's table instead of ``MODEL_PRICING``; a :class:`PriceTable` stays live.
+        :param now: seconds since 1970; some published prices depend on the time.
+        :raises ConfigurationError: for an entry that is no price.
+        """
+        if prices is None:
+            prices = MODEL_PRICING
+        self._table = prices if isinstance(prices, PriceTable) else PriceTable(prices)
+        self._now = now
+        self._cache: tuple[int, dict[Lookup, _Answer]] = (self._table.version, {})
+        self._warned: set[str] = set()
+
+    def price_call(self, call: "LLMCall", /) -> Price | None:
+        """Return the exact cost of an LLM call, None where it is unknown."""
+        if call.usage is None:
+            return None
+        return self.price(
+            call.usage,
+            call.model,
+            response_model=call.response_model,
+            provider=call.provider,
+            base_url=call.base_url,
+            service_tier=call.service_tier,
+        )
+
+    def price(
+        self,
+        usage: TokenUsage,
+        model: str | None,
+        *,
+        response_model: str | None = None,
+        provider: str | None = None,
+        base_url: str | None = None,
+        service_tier: str | None = None,
+    ) -> Price | None:
+        """Return the exact cost of a usage, None where it is unknown.
+
+        :param model: the model asked for.
+        :param response_model: the model that answered, where the response names it.
+        :param provider: whose prices hold, where ``base_url`` does not tell.
+        :param base_url: where the call went; a host that nobody knows is taken for a gateway.
+        :param service_tier: the tier that served the call.
+        """
+        since, cache = self._cache
+        if since != self._table.version:
+            # Read the version first: a change in between starts one more cache, and no stale one.
+            since, cache = self._cache = (self._table.version, {})
+        key = Lookup(model, response_model, provider, base_url, service_tier)
+        answer = cache.get(key)
+        if answer is None or answer.until <= self._now():
+            if len(cache) >= _MAX_LOOKUPS:
+                cache.clear()
+            answer = cache[key] = self._look_up(key)
+        usd = answer.rates.cost(usage) if answer.rates is not None else None
+        return Price(usd, answer.source) if usd is not None else None
+
+    def _look_up(self, lookup: Lookup) -> _Answer:
+        for name in (lookup.model, lookup.response_model):
+            if name != _DEFAULT and (own := self._table.rates(name)) is not None:
+                return _Answer(own, "user", _FOREVER)
+        rates, until = published_rates(lookup, self._now())
+        if rates is not None:
+            return _Answer(rates, "genai-prices", until)
+        default = self._table.rates(_DEFAULT)
+        if default is None:
+            self._warn(lookup.response_model or lookup.model or "")
+        return _Answer(default, _DEFAULT, until)
+
+    def _warn(self, model: str) -> None:
+        if model in self._warned or len(self._warned) >= _MAX_WARNINGS:
+            return
+        self._warned.add(model)
+        _log.warning(
+            "taskpilot_instrument: no price is known for model %.100r; its calls count without a cost. "
+            'Set MODEL_PRICING[model] = {"input": …, "output": …} in USD per 1M tokens.',
+            model,
+        )
+
+
+_BOOK: Final = PriceBook()
+
+
+def calculate_cost(
+    input_tokens: int,
+    output_tokens: int,
+    model: str,
+    *,
+    cached_tokens: int = 0,
+    cache_write_tokens: int = 0,
+    reasoning_tokens: int = 0,
+    provider: str | None = None,
+) -> float | None:
+    """Return what a call costs in USD, None where the price is unknown.
+
+    :param input_tokens: all input tokens, the cached and the written ones included.
+    :param output_tokens: all output tokens, the reasoning ones included.
+    :param cached_tokens: input tokens that came from the cache.
+    :param cache_write_tokens: input tokens that were written to the cache.
+    :param reasoning_tokens: output tokens spent on reasoning; they cost what output costs.
+    :param provider: whose price to take, such as ``azure``; else OpenAI's, else whoever has the model.
+    :raises ConfigurationError: for counts that are no counts, or a part that exceeds its whole.
+    """
+    counts = {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "cached_tokens": cached_tokens,
+        "cache_write_tokens": cache_write_tokens,
+        "reasoning_tokens": reasoning_tokens,
+    }
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise ConfigurationError(f"{name}: expected a number of tokens that is not negative, not {count!r}")
+    if cached_tokens + cache_write_tokens > input_tokens:
+        raise ConfigurationError(
+            f"cached_tokens + cache_write_tokens ({cached_tokens} + {cache_write_tokens}) are part of input_tokens "
+            f"({input_tokens}) and cannot exceed them"
+        )
+    if reasoning_tokens > output_tokens:
+        raise ConfigurationError(
+            f"reasoning_tokens ({reasoning_tokens}) are part of output_tokens ({output_tokens}) and cannot exceed them"
+        )
+    price = _BOOK.price(TokenUsage(**counts), model, provider=provider)
+    return float(price.usd) if price is not None else None
+
+
+def warm() -> None:
+    """Import the price table now, so that the first call does not wait for it."""
+    table()
+
+
+def price_table_date() -> str:
+    """Return which published price table is in use, such as ``genai-prices 0.2.3``; it carries no other date."""
+    from importlib.metadata import version
+
+    return f"genai-prices {version('genai-prices')}"

@@ -1,0 +1,374 @@
+"""``instrument()``: the one call that wires everything together, and its undo."""
+
+import atexit
+import functools
+import threading
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from opentelemetry.trace import NoOpTracerProvider, Tracer
+
+from taskpilot_instrument import _guard, golden
+from taskpilot_instrument._operation import Recorder, activate, finish_orphans
+from taskpilot_instrument._streams import abandon_open_streams
+from taskpilot_instrument._version import __version__
+from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
+from taskpilot_instrument.golden import GoldenSignals
+from taskpilot_instrument.health import Health, tally
+from taskpilot_instrument.pricing import PriceBook
+from taskpilot_instrument.redaction import capture_text, redact, redactor
+from taskpilot_instrument.semconv import L_LABEL, M_LABEL_OVERFLOW, SCOPE_NAME
+from taskpilot_instrument.settings import CaptureContent, LogTarget, Settings
+from taskpilot_instrument.sinks.logs import LogSink
+from taskpilot_instrument.sinks.metrics import MetricsBackend
+from taskpilot_instrument.sinks.traces import TraceSink
+from taskpilot_instrument.typing import Capture, Clock, Sink
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from taskpilot_instrument.patches._patching import Patch
+
+_lock = threading.RLock()
+_instrumentation: "Instrumentation | None" = None
+#: Those in force, the latest last: the testing kit's comes on top of the application's.
+_running: "list[Instrumentation]" = []
+
+
+class Instrumentation:
+    """What ``instrument()`` set up: the handle to ask, flush and undo it.
+
+    As a context manager it is undone when the block is left.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._clock = settings.clock or Clock(time.perf_counter_ns, time.time_ns)
+        self._patches: list[Patch] = []
+        self._server: Any = None
+        self._seen_before, self._swallowed_before = tally.calls_seen(), _guard.swallowed()
+        with ExitStack() as opened:  # where a later part cannot be had, the earlier ones are closed again
+            self._provider = _Provider(settings)
+            opened.callback(self._provider.close)
+            self.metrics = MetricsBackend(
+                _registry(settings), clock=self._clock, label_cap=settings.label_cap, aliases=settings.aliases
+            )
+            opened.callback(self.metrics.close)
+            self.logs = LogSink(
+                settings.logs if settings.enabled else "off",
+                profile=settings.log_profile,
+                service_name=settings.service_name,
+                level=settings.log_level,
+                clock=self._clock,
+                redact=settings.redact,
+                content=settings.content_on_events,
+            )
+            opened.callback(self.logs.close)
+            if settings.enabled and settings.metrics_port is not None:
+                self._server = _serve_metrics(settings.metrics_port, settings.metrics_address, self.metrics.registry)
+                opened.callback(self._server.server_close)
+                opened.callback(self._server.shutdown)
+            self._opened = opened.pop_all()
+        traces = TraceSink(self._provider.tracer(), content_on_spans=settings.content_on_spans)
+        sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs)
+        self._recorder = Recorder(traces, sinks, PriceBook(settings.pricing), self._clock, _capture(settings))
+
+    # --- beginning and end ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Patch, and make this the instrumentation under which new operations start."""
+        with _lock:
+            _running.append(self)
+            activate(self._recorder)
+            if self.settings.patch_openai:
+                self._patches = _apply_patches()
+            atexit.register(self._at_exit)
+
+    def uninstrument(self) -> None:
+        """Take away everything that ``instrument()`` added: patches, metric families, servers, streams.
+
+        What was recorded can still be read from this handle. Decorated functions then run as if they
+        were not decorated.
+        """
+        with _lock:
+            if self in _running:
+                self._stop()
+            self._opened.close()
+            _forget(self)
+
+    def _stop(self) -> None:
+        atexit.unregister(self._at_exit)
+        for patch in self._patches:
+            patch.undo()
+        abandon_open_streams()
+        finish_orphans()
+        _running.remove(self)
+        activate(_running[-1]._recorder if _running else None)  # noqa: SLF001 - one of us
+        for patch in (patch for other in _running for patch in other._patches if patch.found):  # noqa: SLF001
+            patch.apply()  # they had shared ours
+
+    def shutdown(self, timeout_s: float = 30.0) -> bool:
+        """Flush, then undo; return whether everything was delivered.
+
+        :param timeout_s: how long the flush may take, in seconds.
+        """
+        delivered = self.force_flush(timeout_s)
+        self.uninstrument()
+        return delivered
+
+    def force_flush(self, timeout_s: float = 30.0) -> bool:
+        """Send what is waiting; return whether all of it was sent in time.
+
+        :param timeout_s: how long it may take, in seconds.
+        """
+        finish_orphans()
+        return self._provider.flush(timeout_s)
+
+    def _at_exit(self) -> None:
+        abandon_open_streams()
+        finish_orphans()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where ``/metrics`` is served; None where it is not."""
+        if self._server is None:
+            return None
+        address = self.settings.metrics_address
+        return f"http://{f'[{address}]' if ':' in address else address}:{self._server.server_port}/metrics"
+
+    @property
+    def tracer_provider(self) -> "TracerProvider":
+        """The provider that spans go to; give it to ``trace.set_tracer_provider`` to add spans of your own."""
+        return self._provider.provider
+
+    def golden_signals(
+        self,
+        *,
+        window: str | None = None,
+        workflow: str | None = None,
+        agent: str | None = None,
+        model: str | None = None,
+    ) -> GoldenSignals:
+        """Compute the five golden signals.
+
+        :param window: how far back, such as ``15m``, ``1h`` or ``24h``; None means since the start.
+        :param workflow: only this workflow's runs.
+        :param agent: only this agent's runs.
+        :param model: only the calls of this model.
+        :raises ConfigurationError: for a window that cannot be read or is not kept.
+        """
+        finish_orphans()
+        return golden.compute(self.metrics, window=window, workflow=workflow, agent=agent, model=model)
+
+    def health(self) -> Health:
+        """Report how well the instrumentation itself is doing."""
+        finish_orphans()
+        before = self._swallowed_before
+        errors = {where: n - before.get(where, 0) for where, n in _guard.swallowed().items()}
+        signals = golden.compute(self.metrics)
+        exported, dropped = self._provider.delivery()
+        return Health(
+            active=self in _running,
+            patched=tuple(patch.target for patch in self._patches if patch.found),
+            missing=tuple(patch.target for patch in self._patches if not patch.found),
+            errors_swallowed={where: n for where, n in errors.items() if n},
+            calls_seen=tally.calls_seen() - self._seen_before,
+            calls_recorded=signals.sample.calls,
+            cost_coverage=signals.cost_coverage,
+            label_overflow=_label_overflow(self.metrics),
+            spans_go_to=self._provider.destination,
+            spans_exported=exported,
+            spans_dropped=dropped,
+        )
+
+
+class _Provider:
+    """The tracer provider in use, and whether it is ours to flush and shut down."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._counts: Any = None
+        self._is_ours = False
+        if settings.sdk_disabled or not settings.enabled:
+            self.provider: TracerProvider = NoOpTracerProvider()
+            self.destination = "nowhere (switched off)"
+            return
+        # The SDK is imported only here: half of what `import taskpilot_instrument` would cost otherwise.
+        from taskpilot_instrument._provider import ExportCounts, application_provider, build_provider
+
+        found = settings.tracer_provider or application_provider()
+        self._counts = ExportCounts()
+        if found is not None:
+            self.provider, self.destination = found, "the application's tracer provider"
+            return
+        self._is_ours = True
+        self.provider = build_provider(settings, self._counts)
+        self.destination = redact(settings.otlp_endpoint or "nowhere (set OTEL_EXPORTER_OTLP_ENDPOINT)")
+
+    def tracer(self) -> Tracer:
+        return self.provider.get_tracer(SCOPE_NAME, __version__)
+
+    def flush(self, timeout_s: float) -> bool:
+        flush = getattr(self.provider, "force_flush", None)
+        if flush is None:
+            return True
+        ended, dropped = self._counts.ended, self._counts.dropped
+        finished: list[bool] = []
+
+        def work() -> None:
+            try:
+                finished.append(bool(flush(int(timeout_s * 1000))))
+            except Exception as error:
+                _guard.swallow("flush", error)
+
+        # In a thread, because the SDK's processors wait for their exporter however long that takes.
+        worker = threading.Thread(target=work, name="taskpilot-flush", daemon=True)
+        worker.start()
+        worker.join(timeout_s)
+        if finished != [True]:
+            return False
+        self._counts.settle(ended)
+        return bool(self._counts.dropped == dropped)
+
+    def close(self) -> None:
+        if self._is_ours:
+            self.provider.shutdown()  # type: ignore[attr-defined] # ours is the SDK's
+
+    def delivery(self) -> tuple[int, int]:
+        if self._counts is None:
+            return 0, 0
+        return self._counts.exported, self._counts.dropped
+
+
+def _registry(settings: Settings) -> Any:
+    if settings.registry is not None or not settings.enabled:
+        return settings.registry if settings.enabled else None
+    from prometheus_client import REGISTRY
+
+    return REGISTRY
+
+
+def _label_overflow(metrics: MetricsBackend) -> dict[str, int]:
+    return {
+        sample.labels[L_LABEL]: int(sample.value)
+        for family in metrics.families.collect()
+        for sample in family.samples
+        if sample.name == M_LABEL_OVERFLOW
+    }
+
+
+def _capture(settings: Settings) -> Capture | None:
+    if not (settings.content_on_spans or settings.content_on_events):
+        return None
+    return functools.partial(capture_text, limit=settings.content_limit, redact=redactor(settings.redact))
+
+
+def _serve_metrics(port: int, address: str, registry: Any) -> Any:
+    from prometheus_client import start_http_server
+
+    try:
+        server, _thread = start_http_server(port, address, registry)
+    except OSError as error:
+        raise ConfigurationError(
+            f"/metrics cannot be served on {address}:{port} ({error}); choose another metrics_port"
+        ) from error
+    return server
+
+
+def _apply_patches() -> "list[Patch]":
+    # Imported here: the library works, and imports fast, where openai is not installed.
+    from taskpilot_instrument.patches import openai
+
+    try:
+        patches = openai.patches()
+    except ImportError:
+        return []
+    for patch in patches:
+        patch.apply()
+    return patches
+
+
+def _forget(instrumentation: Instrumentation) -> None:
+    global _instrumentation  # noqa: PLW0603 - see activate(): one process has one
+    if _instrumentation is instrumentation:
+        _instrumentation = None
+
+
+def instrument(
+    *,
+    service_name: str | None = None,
+    capture_content: CaptureContent | bool | None = None,
+    metrics_port: int | None = None,
+    logs: LogTarget | None = None,
+    settings: Settings | None = None,
+    **more: Any,
+) -> Instrumentation:
+    """Observe everything from now on: the one call.
+
+    Calling it again while it is in force returns the same handle and changes nothing.
+
+    :param service_name: name of the service on spans and log lines; ``taskpilot`` by default.
+    :param capture_content: write message content to spans, events and log lines, redacted and cut.
+    :param metrics_port: serve ``/metrics`` on this port of 127.0.0.1.
+    :param logs: where JSON log lines go: ``stderr`` (default), ``stdout``, ``off``, a path, a stream, a logger.
+    :param settings: settings to build on, in place of the environment.
+    :param more: any other setting by its name; :meth:`Settings.table` lists them.
+    :raises ConfigurationError: for an unknown setting or a value that is not valid.
+    """
+    global _instrumentation  # noqa: PLW0603 - see activate(): one process has one
+    given = dict(more, service_name=service_name, capture_content=capture_content, metrics_port=metrics_port, logs=logs)
+    resolved = Settings.resolve(given, settings=settings)
+    with _lock:
+        if _instrumentation is None:
+            fresh = Instrumentation(resolved)
+            if resolved.enabled:
+                fresh.start()
+            _instrumentation = fresh
+        return _instrumentation
+
+
+def instrumentation() -> Instrumentation:
+    """Return the handle of the instrumentation in force.
+
+    :raises NotInstrumentedError: before ``instrument()`` and after ``uninstrument()``.
+    """
+    if _instrumentation is None:
+        raise NotInstrumentedError("nothing is observed yet: call taskpilot_instrument.instrument() first")
+    return _instrumentation
+
+
+def uninstrument() -> None:
+    """Undo ``instrument()``; do nothing where it is not in force."""
+    if _instrumentation is not None:
+        _instrumentation.uninstrument()
+
+
+def golden_signals(
+    *,
+    window: str | None = None,
+    workflow: str | None = None,
+    agent: str | None = None,
+    model: str | None = None,
+) -> GoldenSignals:
+    """Compute the five golden signals; see :meth:`Instrumentation.golden_signals`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    :raises ConfigurationError: for a window that cannot be read or is not kept.
+    """
+    return instrumentation().golden_signals(window=window, workflow=workflow, agent=agent, model=model)
+
+
+def health() -> Health:
+    """Report how well the instrumentation itself is doing; also before ``instrument()``."""
+    return _instrumentation.health() if _instrumentation is not None else Health(active=False)

@@ -1,0 +1,342 @@
+"""Say how to observe: every setting, where it comes from, and what it may be.
+
+An argument comes before a ``TASKPILOT_*`` variable, that before an ``OTEL_*`` variable, that before
+the default. An empty variable counts as not set. A wrong value is a :class:`ConfigurationError` that
+says what would be right; an unknown ``TASKPILOT_*`` variable is only warned of, for it may be the
+application's own.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self, get_args
+
+from taskpilot_instrument import _forms
+from taskpilot_instrument._forms import Form, complaint, did_you_mean
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.semconv import SERVICE_NAME
+from taskpilot_instrument.typing import Clock
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
+
+_log = logging.getLogger("taskpilot_instrument")
+_PREFIX: Final = "TASKPILOT_"
+_SPEC: Final = "spec"
+_SILENT: Final = object()
+
+CaptureContent = Literal["no_content", "span_only", "event_only", "span_and_event"]
+LogProfile = Literal["flat", "ecs"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+OtlpProtocol = Literal["http/protobuf", "grpc"]
+
+
+class SupportsWrite(Protocol):
+    """A stream that log lines can be written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write one line."""
+
+
+#: ``stderr``, ``stdout``, ``off``, the path of a file, an open stream, or a stdlib logger. A path is held as a Path.
+LogTarget = str | Path | SupportsWrite | logging.Logger
+
+
+class Source(NamedTuple):
+    """An environment variable that speaks of a setting.
+
+    :param form: what the variable's text has to be.
+    :param read: read that text; returns ``_SILENT`` where it says nothing about the setting.
+    """
+
+    variable: str
+    form: Form
+    read: Callable[[str], object]
+
+
+class _Spec(NamedTuple):
+    form: Form
+    default: object
+    doc: str
+    sources: tuple[Source, ...]
+
+    def from_environment(self, environ: Mapping[str, str]) -> object:
+        """Return the value that the first variable gives that says something, else the default."""
+        for variable, form, read in self.sources:
+            given = environ.get(variable, "").strip()
+            if not given:
+                continue
+            try:
+                value = read(given)
+                if value is not _SILENT:
+                    return self.form.accept(value)
+            except ValueError:
+                raise ConfigurationError(complaint(variable, given, form)) from None
+        return self.default
+
+
+class SettingDoc(NamedTuple):
+    """One row of the settings table.
+
+    :param variables: environment variables, the first that is set wins.
+    """
+
+    name: str
+    variables: tuple[str, ...]
+    type: str
+    default: str
+    doc: str
+
+
+def _setting(form: Form, doc: str, *variables: str | Source, default: object) -> Any:
+    """Declare a setting; the result is typed Any so that the field's own annotation counts."""
+    sources = tuple(
+        variable if isinstance(variable, Source) else Source(variable, form, form.read or form.accept)
+        for variable in variables
+    )
+    spec = _Spec(form, default, doc, sources)
+    return field(default_factory=lambda: spec.from_environment(os.environ), metadata={_SPEC: spec})
+
+
+def _service_name_in(pairs: str) -> object:
+    return _forms.read_pairs(pairs).get("service.name") or _SILENT
+
+
+def _none_if_exporter_is_none(exporter: str) -> object:
+    return None if exporter.casefold() == "none" else _SILENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Hold every setting; what is not given comes from the environment, then from the defaults.
+
+    :raises ConfigurationError: for a value that is not valid, with those that are.
+    """
+
+    enabled: bool = _setting(
+        _forms.boolean(),
+        "Observe at all; off, `instrument()` patches, records and serves nothing.",
+        "TASKPILOT_ENABLED",
+        default=True,
+    )
+    service_name: str = _setting(
+        _forms.text(),
+        "Name of the service on spans and log lines.",
+        "TASKPILOT_SERVICE_NAME",
+        "OTEL_SERVICE_NAME",
+        Source("OTEL_RESOURCE_ATTRIBUTES", _forms.attributes(), _service_name_in),
+        default=SERVICE_NAME,
+    )
+    resource_attributes: Mapping[str, str | bool | int | float] = _setting(
+        _forms.attributes(),
+        "Further attributes of the resource that spans belong to.",
+        "TASKPILOT_RESOURCE_ATTRIBUTES",
+        "OTEL_RESOURCE_ATTRIBUTES",
+        default=MappingProxyType({}),
+    )
+    capture_content: CaptureContent | bool = _setting(
+        _forms.choice(get_args(CaptureContent), when_true="span_and_event", when_false="no_content"),
+        "Where the text of messages, arguments and results is written; true means spans and events.",
+        "TASKPILOT_CAPTURE_CONTENT",
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
+        default="no_content",
+    )
+    content_limit: int = _setting(
+        _forms.whole(1, 1_000_000),
+        "Characters of captured content kept per attribute or field; what is cut says so.",
+        "TASKPILOT_CONTENT_LIMIT",
+        default=4096,
+    )
+    redact: Callable[[str], str] | None = _setting(
+        _forms.optional(_forms.thing("callable", "a function from text to text", "__call__")),
+        "Function that content passes through before it is written anywhere, besides the built-in redaction.",
+        default=None,
+    )
+    logs: LogTarget = _setting(
+        _forms.log_target(("stderr", "stdout", "off")),
+        "Where JSON log lines go.",
+        "TASKPILOT_LOGS",
+        default="stderr",
+    )
+    log_profile: LogProfile = _setting(
+        _forms.choice(get_args(LogProfile)),
+        "Shape of a log line: flat names, or those of the Elastic Common Schema.",
+        "TASKPILOT_LOG_PROFILE",
+        default="flat",
+    )
+    log_level: LogLevel = _setting(
+        _forms.choice(get_args(LogLevel)),
+        "Least severe level that is written.",
+        "TASKPILOT_LOG_LEVEL",
+        default="INFO",
+    )
+    metrics_port: int | None = _setting(
+        _forms.optional(_forms.whole(0, 65535)),
+        "Port on which `/metrics` is served; 0 picks a free one, None serves nothing.",
+        "TASKPILOT_METRICS_PORT",
+        default=None,
+    )
+    metrics_address: str = _setting(
+        _forms.text(),
+        "Address on which `/metrics` is served.",
+        "TASKPILOT_METRICS_ADDRESS",
+        default="127.0.0.1",
+    )
+    registry: "CollectorRegistry | None" = _setting(
+        _forms.optional(
+            _forms.thing("CollectorRegistry", "a prometheus_client.CollectorRegistry", "register", "collect")
+        ),
+        "Registry that the metric families are on; None means prometheus_client's own.",
+        default=None,
+    )
+    aliases: bool = _setting(
+        _forms.boolean(),
+        "Serve the label-free alias names beside the canonical families.",
+        "TASKPILOT_ALIASES",
+        default=True,
+    )
+    label_cap: int = _setting(
+        _forms.whole(1, 10_000),
+        "Distinct values that one label may take; further ones are counted as `other`.",
+        "TASKPILOT_LABEL_CAP",
+        default=200,
+    )
+    otlp_endpoint: str | None = _setting(
+        _forms.optional(_forms.url()),
+        "URL that spans are sent to; None, or OTEL_TRACES_EXPORTER=none, sends none. Headers, timeouts, "
+        "compression and certificates come from OTEL_EXPORTER_OTLP_*.",
+        "TASKPILOT_OTLP_ENDPOINT",
+        Source("OTEL_TRACES_EXPORTER", _forms.text(), _none_if_exporter_is_none),
+        Source("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", _forms.url(), _forms.otlp_exact),
+        Source("OTEL_EXPORTER_OTLP_ENDPOINT", _forms.url(), _forms.otlp_base),
+        default=None,
+    )
+    otlp_protocol: OtlpProtocol = _setting(
+        _forms.choice(get_args(OtlpProtocol)),
+        "How spans travel to the OTLP receiver.",
+        "TASKPILOT_OTLP_PROTOCOL",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        default="http/protobuf",
+    )
+    sdk_disabled: bool = _setting(
+        _forms.boolean(),
+        "Make no spans; metrics, logs and golden signals go on.",
+        "TASKPILOT_SDK_DISABLED",
+        "OTEL_SDK_DISABLED",
+        default=False,
+    )
+    patch_openai: bool = _setting(
+        _forms.boolean(),
+        "Observe calls made through the openai client, where it is installed.",
+        "TASKPILOT_PATCH_OPENAI",
+        default=True,
+    )
+    include_usage: bool = _setting(
+        _forms.boolean(),
+        "Ask for the usage of streamed chat completions and hide the chunk that brings it.",
+        "TASKPILOT_INCLUDE_USAGE",
+        default=False,
+    )
+    pricing: Mapping[str, Mapping[str, Any]] | None = _setting(
+        _forms.optional(_forms.mapping('a mapping such as {"my-model": {"input": 2.50, "output": 10.00}}')),
+        "Prices of your own, USD for a million tokens, asked before the built-in ones.",
+        default=None,
+    )
+    tracer_provider: "TracerProvider | None" = _setting(
+        _forms.optional(_forms.thing("TracerProvider", "an OpenTelemetry TracerProvider", "get_tracer")),
+        "Provider of the tracer; None takes the application's global one, or builds one.",
+        default=None,
+    )
+    clock: Clock | None = _setting(
+        _forms.optional(_forms.thing("Clock", "a taskpilot_instrument.typing.Clock", "monotonic_ns", "epoch_ns")),
+        "Where time comes from; for tests.",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        for name, spec in _SPECS.items():
+            value = getattr(self, name)
+            try:
+                checked = spec.form.accept(value)
+            except ValueError:
+                raise ConfigurationError(complaint(name, value, spec.form)) from None
+            object.__setattr__(self, name, checked)
+        if self.otlp_endpoint and "://" not in self.otlp_endpoint and self.otlp_protocol != "grpc":
+            raise ConfigurationError(
+                f"otlp_endpoint={self.otlp_endpoint!r}: over {self.otlp_protocol} expected a URL with its scheme, "
+                f"such as http://{self.otlp_endpoint}"
+            )
+
+    @property
+    def content_on_spans(self) -> bool:
+        """True where spans carry message content."""
+        return self.capture_content in {"span_only", "span_and_event"}
+
+    @property
+    def content_on_events(self) -> bool:
+        """True where events and log lines carry message content."""
+        return self.capture_content in {"event_only", "span_and_event"}
+
+    @classmethod
+    def resolve(
+        cls,
+        arguments: Mapping[str, object],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        settings: Self | None = None,
+    ) -> Self:
+        """Resolve every setting: arguments, then ``TASKPILOT_*``, then ``OTEL_*``, then defaults.
+
+        :param arguments: settings by name; one that is None counts as not given.
+        :param environ: the environment variables.
+        :param settings: settings that the arguments build on, in place of the environment.
+        :raises ConfigurationError: for an unknown name or a value that is not valid.
+        """
+        unknown = [name for name in arguments if name not in _SPECS]
+        if unknown:
+            said = ", ".join(f"{name!r}{did_you_mean(name, _SPECS)}" for name in unknown)
+            raise ConfigurationError(f"unknown setting {said}. Valid settings: {', '.join(sorted(_SPECS))}")
+        _warn_of_unknown_variables(environ)
+        values: dict[str, Any] = {}
+        for name, spec in _SPECS.items():
+            if arguments.get(name) is not None:
+                values[name] = arguments[name]
+            elif settings is not None:
+                values[name] = getattr(settings, name)
+            else:
+                values[name] = spec.from_environment(environ)
+        return cls(**values)
+
+    @classmethod
+    def table(cls) -> tuple[SettingDoc, ...]:
+        """Describe every setting, one row each, for documentation and ``--help``."""
+        return tuple(
+            SettingDoc(
+                name,
+                tuple(source.variable for source in spec.sources),
+                spec.form.label,
+                _shown(spec.default),
+                spec.doc,
+            )
+            for name, spec in _SPECS.items()
+        )
+
+
+_SPECS: Final[dict[str, _Spec]] = {each.name: each.metadata[_SPEC] for each in fields(Settings)}
+
+
+def _shown(default: object) -> str:
+    return str(dict(default)) if isinstance(default, Mapping) else str(default)
+
+
+def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = {source.variable for spec in _SPECS.values() for source in spec.sources}
+    unknown = sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
+    if unknown:
+        said = ", ".join(f"{name}{did_you_mean(name, known, prefix=_PREFIX)}" for name in unknown)
+        _log.warning("taskpilot_instrument: no setting has the environment variable %s", said)

@@ -1,0 +1,144 @@
+"""Metrics under names of the caller's own: each a family, in a bounded number."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.metrics_core import Metric, UnknownMetricFamily
+from prometheus_client.registry import Collector
+
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.sinks._money import ZERO, add
+from taskpilot_instrument.sinks._names import looks_like_alias, sanitise
+from taskpilot_instrument.sinks._sketch import Sketch
+
+_log = logging.getLogger("taskpilot_instrument")
+
+#: Units are the caller's, so the bounds span nine decades.
+_BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 6) for step in (1, 2.5, 5))
+_MOST: Final = 500
+_LONGEST: Final = 200
+
+
+class CustomCounter(Collector):
+    """A counter named exactly as the caller said, without a forced ``_total``."""
+
+    def __init__(self, name: str, alias: str, registry: CollectorRegistry) -> None:
+        self.name = name
+        self.total = ZERO
+        self._alias = alias
+        self._lock = threading.RLock()
+        registry.register(self)
+
+    def add(self, amount: Decimal) -> None:
+        """Add an exact amount."""
+        with self._lock:
+            self.total = add(self.total, amount)
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the family without samples."""
+        yield UnknownMetricFamily(self._alias, f"Counter {self.name!r} of the application.")
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family."""
+        yield UnknownMetricFamily(self._alias, f"Counter {self.name!r} of the application.", value=float(self.total))
+
+
+class CustomHistogram:
+    """A histogram with exact count, sum and extremes, and quantiles within 1 %."""
+
+    def __init__(self, name: str, alias: str, registry: CollectorRegistry) -> None:
+        self.name = name
+        self._sketch = Sketch()
+        self._lock = threading.RLock()
+        self.collector = Histogram(
+            alias, f"Histogram {name!r} of the application.", registry=registry, buckets=_BUCKETS
+        )
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        with self._lock:
+            self._sketch.add(value)
+        self.collector.observe(value)
+
+    def sketch(self) -> Sketch:
+        """Return a copy of what was counted."""
+        with self._lock:
+            return self._sketch.copy()
+
+
+class Customs:
+    """All families of the caller's own.
+
+    Names that differ only in what Prometheus cannot carry (``My-Counter``, ``my.counter``) are one family.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._families: dict[str, CustomCounter | CustomHistogram] = {}
+        self._lock = threading.RLock()
+        self._full = False
+
+    def counter(self, name: str) -> CustomCounter | None:
+        """Return the counter of this name, made where there is none; None where there are too many.
+
+        :raises ConfigurationError: if the name is a histogram's, or taken in the registry.
+        """
+        family = self._family(name, CustomCounter)
+        if isinstance(family, CustomHistogram):
+            raise ConfigurationError(f"{name!r} is a histogram already; give the counter another name")
+        return family
+
+    def histogram(self, name: str) -> CustomHistogram | None:
+        """Return the histogram of this name, made where there is none; None where there are too many.
+
+        :raises ConfigurationError: if the name is a counter's, or taken in the registry.
+        """
+        family = self._family(name, CustomHistogram)
+        if isinstance(family, CustomCounter):
+            raise ConfigurationError(f"{name!r} is a counter already; give the histogram another name")
+        return family
+
+    def find(self, name: str) -> CustomCounter | CustomHistogram | None:
+        """Return the family of this name, if there is one."""
+        return self._families.get(sanitise(name))
+
+    def all(self) -> list[CustomCounter | CustomHistogram]:
+        """Return every family."""
+        with self._lock:
+            return list(self._families.values())
+
+    def collectors(self) -> list[Collector]:
+        """Return what was registered."""
+        return [family.collector if isinstance(family, CustomHistogram) else family for family in self.all()]
+
+    def _family(
+        self, name: str, make: type[CustomCounter] | type[CustomHistogram]
+    ) -> CustomCounter | CustomHistogram | None:
+        alias = sanitise(name)
+        with self._lock:
+            family = self._families.get(alias)
+            if family is None and len(self._families) < _MOST:
+                if len(alias) > _LONGEST:
+                    raise ConfigurationError(
+                        f"metric names have at most {_LONGEST} characters, {name[:40]!r}… has more"
+                    )
+                if looks_like_alias(alias):
+                    raise ConfigurationError(
+                        f"{name!r} would be served as {alias}, kept for the alias of a known name; choose another name"
+                    )
+                try:
+                    family = self._families[alias] = make(name, alias, self._registry)
+                except ValueError as error:
+                    raise ConfigurationError(
+                        f"{name!r} would be served as {alias}, which the registry has already; choose another name"
+                    ) from error
+            if family is None and not self._full:
+                self._full = True
+                _log.warning(
+                    "taskpilot_instrument: %d metrics of your own are the most; further names are dropped", _MOST
+                )
+            return family

@@ -1,0 +1,255 @@
+"""The hot path: from a finished record to counters, histograms and the window it falls into.
+
+Children are bound once for each combination of labels, so a record costs one dictionary look-up. No lock of ours
+is held while prometheus_client runs, except for the spend, whose exact sum and counter must move together.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+from taskpilot_instrument import semconv
+from taskpilot_instrument._operation import Finished, LLMCall, Operation, current
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
+from taskpilot_instrument.sinks._families import Families
+from taskpilot_instrument.sinks._money import Spend, add
+from taskpilot_instrument.sinks._windows import Cell, CellKey, Windows
+
+#: Bound entries kept; beyond that many combinations an entry is bound anew for each record.
+_MOST_ENTRIES: Final = 10_000
+#: Finish reasons of the known APIs that mean: cut off at the token limit.
+_CUT_OFF: Final = frozenset({"length", "max_tokens", "max_output_tokens"})
+_LIMITS: Final = (semconv.LIMIT_FINISH_LENGTH, semconv.LIMIT_CONTEXT_WINDOW, semconv.LIMIT_CONFIGURED)
+_DIRECTIONS: Final = (semconv.DIRECTION_INPUT, semconv.DIRECTION_OUTPUT)
+_RUN_FAMILIES: Final = {
+    Kind.WORKFLOW: (semconv.M_WORKFLOW_RUNS, semconv.M_WORKFLOW_DURATION),
+    Kind.AGENT: (semconv.M_AGENT_RUNS, semconv.M_AGENT_DURATION),
+    Kind.TOOL: (semconv.M_TOOL_CALLS, semconv.M_TOOL_DURATION),
+}
+_TOKEN_KINDS: Final = tuple(TokenKind)
+
+_Raw = tuple[str | None, ...]
+Entry = TypeVar("Entry")
+
+
+class _Run(NamedTuple):
+    """What a workflow, agent or tool record touches, looked up once."""
+
+    cell: CellKey | None
+    inc: Callable[[], None]
+    observe: Callable[..., None]
+
+
+class _Call(NamedTuple):
+    """What an LLM record touches, looked up once; ``tokens`` in the order of ``TokenKind``."""
+
+    cell: CellKey
+    payer: tuple[str, str]
+    inc: Callable[[], None]
+    observe: Callable[[float], None]
+    observe_first_chunk: Callable[[float], None]
+    tokens: tuple[Callable[[float], None], ...]
+
+
+class Recording:
+    """Count, time and price every finished operation, and what is told beside operations.
+
+    :param monotonic_ns: decides which window a record falls into.
+    :param label_cap: distinct values per label; further ones count as ``other``.
+    """
+
+    where = "metric"
+
+    def __init__(self, monotonic_ns: Callable[[], int], label_cap: int) -> None:
+        self.windows = Windows(monotonic_ns)
+        self.families = Families(label_cap, self.windows.said)
+        self._lock = self.windows.lock
+        self._runs: dict[_Raw, _Run] = {}
+        self._calls: dict[_Raw, _Call] = {}
+        self._spends: dict[tuple[str, ...], Spend] = {}
+
+    # --- finished operations --------------------------------------------------------------------
+
+    def started(self, operation: Operation, /) -> None:
+        """Do nothing: only finished operations count."""
+
+    def finished(self, record: Finished, /) -> None:
+        """Count one finished operation."""
+        if record.llm is not None:
+            self._finished_call(record, record.llm)
+            return
+        kind, outcome = record.kind, record.outcome
+        key = (kind, record.workflow, record.agent, record.name, outcome)
+        run = self._runs.get(key) or self._bind_run(record, key)
+        run.inc()
+        nanoseconds = record.duration_ns
+        if kind is Kind.WORKFLOW:
+            run.observe(nanoseconds / 1e9, _exemplar(record))
+        else:
+            run.observe(nanoseconds / 1e9)
+        if run.cell is not None:
+            with self._lock:
+                cell = self.windows.cell(run.cell)
+                cell.runs += 1
+                if outcome is Outcome.SUCCESS:
+                    cell.successes += 1
+                cell.latency.add(nanoseconds / 1e6)
+
+    def _finished_call(self, record: Finished, llm: LLMCall) -> None:
+        outcome = record.outcome
+        key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
+        call = self._calls.get(key) or self._bind_call(key)
+        call.inc()
+        nanoseconds = record.duration_ns
+        call.observe(nanoseconds / 1e9)
+        if record.time_to_first_chunk_ns is not None:
+            call.observe_first_chunk(record.time_to_first_chunk_ns / 1e9)
+        usage, cost = record.usage, record.cost
+        tokens: tuple[int | None, ...] = ()
+        if usage is not None:
+            tokens = usage[: len(_TOKEN_KINDS)]
+            for add_tokens, count in zip(call.tokens, tokens, strict=True):
+                if count and count > 0:
+                    add_tokens(count)
+        succeeded = outcome is Outcome.SUCCESS
+        unpriced = cost is None and (usage is not None or succeeded)
+        if unpriced:
+            self.families.counter(semconv.M_LLM_UNPRICED, call.cell.model).inc()
+        if llm.finish_reasons and not _CUT_OFF.isdisjoint(llm.finish_reasons):
+            self.record_token_limit_hit(call.cell.model, semconv.LIMIT_FINISH_LENGTH)
+        with self._lock:
+            cell = self.windows.cell(call.cell)
+            cell.runs += 1
+            if succeeded:
+                cell.successes += 1
+            if cost is not None:
+                cell.priced += 1
+                cell.cost = add(cell.cost, cost)
+                (self._spends.get(call.payer) or self._bind_spend(call.payer)).add(cost)
+            elif unpriced:
+                cell.unpriced += 1
+            if tokens:
+                cell.input_tokens += tokens[0] or 0
+                cell.output_tokens += tokens[1] or 0
+            cell.latency.add(nanoseconds / 1e6)
+
+    # --- what is told beside operations ---------------------------------------------------------
+
+    def record_policy_violation(self, agent: str | None, policy: str) -> None:
+        """Count one policy violation, in its one family.
+
+        :param agent: None where no agent was running.
+        """
+        agent = self.families.labels.admit(semconv.AGENT, agent)
+        self.families.counter(semconv.M_POLICY_VIOLATIONS, agent, policy).inc()
+        with self._lock:
+            self._verdicts_of(agent).violations += 1
+
+    def record_guardrail_block(self, agent: str | None, guardrail: str, direction: str) -> None:
+        """Count one input or output that a guardrail blocked.
+
+        :param direction: ``input`` or ``output``.
+        :raises ConfigurationError: if it is neither.
+        """
+        _require("direction", direction, _DIRECTIONS)
+        agent = self.families.labels.admit(semconv.AGENT, agent)
+        self.families.counter(semconv.M_GUARDRAIL_BLOCKS, agent, guardrail, direction).inc()
+        with self._lock:
+            cell = self._verdicts_of(agent)
+            if direction == semconv.DIRECTION_INPUT:
+                cell.blocked_input += 1
+            else:
+                cell.blocked_output += 1
+
+    def record_feedback(self, correct: bool, agent: str | None = None) -> None:  # noqa: FBT001 - a verdict is a yes or no
+        """Count one verdict of a user.
+
+        :param correct: whether the user confirmed the result.
+        :param agent: whose result it was, where that is known.
+        """
+        agent = self.families.labels.admit(semconv.AGENT, agent)
+        verdict = semconv.VERDICT_CORRECT if correct else semconv.VERDICT_INCORRECT
+        self.families.counter(semconv.M_FEEDBACK, verdict, agent).inc()
+        with self._lock:
+            cell = self._verdicts_of(agent)
+            if correct:
+                cell.correct += 1
+            else:
+                cell.incorrect += 1
+
+    def record_token_limit_hit(self, model: str | None, limit: str) -> None:
+        """Count one token limit that was hit.
+
+        :param limit: ``finish_length``, ``context_window`` or ``configured``.
+        :raises ConfigurationError: if it is none of these.
+        """
+        _require("limit", limit, _LIMITS)
+        self.families.counter(semconv.M_TOKEN_LIMIT_HITS, model, limit).inc()
+
+    def _verdicts_of(self, agent: str) -> Cell:
+        """Return the cell of an admitted agent in the current workflow; the caller holds the lock."""
+        running = current()
+        workflow = running.workflow_name if running is not None else None
+        key = CellKey(Kind.AGENT, self.families.labels.admit(semconv.WORKFLOW, workflow), agent, NONE)
+        return self.windows.cell(key)
+
+    # --- binding --------------------------------------------------------------------------------
+
+    def _bind_run(self, record: Finished, key: _Raw) -> _Run:
+        kind, admit = record.kind, self.families.labels.admit
+        name = admit(str(kind), record.name)
+        agent = name if kind is Kind.AGENT else admit(semconv.AGENT, record.agent)
+        workflow = name if kind is Kind.WORKFLOW else admit(semconv.WORKFLOW, record.workflow)
+        labels = (name, agent) if kind is Kind.TOOL else (name,)
+        runs, duration = _RUN_FAMILIES[kind]
+        cells = {
+            Kind.WORKFLOW: CellKey(kind, workflow, NONE, NONE),
+            Kind.AGENT: CellKey(kind, workflow, agent, NONE),
+        }
+        run = _Run(
+            cells.get(kind),
+            self.families.counter(runs, *labels, str(record.outcome)).inc,
+            self.families.histogram(duration, *labels).observe,
+        )
+        return _keep(self._runs, key, run, (record.name, name), (record.agent, agent), (record.workflow, workflow))
+
+    def _bind_call(self, key: _Raw) -> _Call:
+        names = (semconv.WORKFLOW, *semconv.METRIC_LABELS[semconv.M_LLM_CALLS])
+        labels = tuple(self.families.labels.admit(name, value) for name, value in zip(names, key, strict=True))
+        workflow, agent, model, provider, _outcome, _error_type = labels
+        call = _Call(
+            CellKey(Kind.LLM, workflow, agent, model),
+            (agent, model),
+            self.families.counter(semconv.M_LLM_CALLS, *labels[1:]).inc,
+            self.families.histogram(semconv.M_LLM_DURATION, model, provider).observe,
+            self.families.histogram(semconv.M_LLM_TIME_TO_FIRST_CHUNK, model, provider).observe,
+            tuple(
+                self.families.counter(semconv.M_LLM_TOKENS, agent, model, token_kind).inc for token_kind in _TOKEN_KINDS
+            ),
+        )
+        return _keep(self._calls, key, call, *zip(key, labels, strict=True))
+
+    def _bind_spend(self, payer: tuple[str, str]) -> Spend:
+        """Return the spend of a payer; made with the first known cost, so that an unpriced model has no cost of 0."""
+        labels = self.families.resolve(semconv.M_LLM_COST, *payer)
+        if labels not in self._spends:
+            self._spends[labels] = Spend(self.families.counter(semconv.M_LLM_COST, *labels).inc)
+        return self._spends[labels]
+
+
+def _keep(kept: dict[_Raw, Entry], key: _Raw, entry: Entry, *labels: tuple[str | None, str]) -> Entry:
+    """Keep a bound entry, unless a label was replaced: then the overflow counts each time, and keys stay few."""
+    if len(kept) < _MOST_ENTRIES and all(raw in {None, admitted} for raw, admitted in labels):
+        kept[key] = entry
+    return entry
+
+
+def _exemplar(record: Finished) -> dict[str, str] | None:
+    """Return the trace to look at, where there will be one."""
+    context = record.span.get_span_context()
+    return {"trace_id": f"{context.trace_id:032x}"} if context.trace_flags.sampled else None
+
+
+def _require(what: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")

@@ -1,0 +1,105 @@
+"""The definitions of the golden signals, once.
+
+They stand beside the metrics sink because both it (the five-key dictionary) and the answers above it (the full
+object) use them, and imports point only downward.
+"""
+
+from decimal import Decimal
+from typing import NamedTuple
+
+from taskpilot_instrument.semconv import (
+    G_COST_PER_TASK,
+    G_P95_LATENCY_MS,
+    G_SUCCESS_RATE,
+    G_USER_CORRECTNESS,
+    G_VIOLATION_RATE,
+)
+
+
+class Sample(NamedTuple):
+    """The counts and sums that the signals are computed from.
+
+    :param p95_ms: milliseconds; None where no run was timed.
+    :param timed: runs behind ``p95_ms``.
+    :param spent_usd: exact; what is known of it.
+    :param calls: LLM calls.
+    :param priced: billable LLM calls whose cost is known.
+    :param unpriced: billable LLM calls whose cost is not.
+    :param violations: None where they cannot be told apart by the filter; so ``correct`` and ``incorrect``.
+    """
+
+    runs: float
+    successes: float
+    p95_ms: float | None
+    timed: int
+    spent_usd: Decimal
+    calls: int
+    priced: int
+    unpriced: int
+    violations: float | None
+    correct: float | None
+    incorrect: float | None
+
+
+def percent(part: float | None, whole: float | None) -> float | None:
+    """Return ``part`` in percent of ``whole``; None where either is unknown or there is no whole."""
+    if part is None or not whole:
+        return None
+    return 100 * part / whole
+
+
+def success_rate(sample: Sample) -> float | None:
+    """Return ``successes / runs × 100``; None where nothing ran."""
+    return percent(sample.successes, sample.runs)
+
+
+def violation_rate(sample: Sample) -> float | None:
+    """Return ``violations / runs × 100``; None where nothing ran."""
+    return percent(sample.violations, sample.runs)
+
+
+def correctness(sample: Sample) -> float | None:
+    """Return ``correct / (correct + incorrect) × 100``; None without feedback."""
+    return percent(sample.correct, feedback(sample))
+
+
+def feedback(sample: Sample) -> float | None:
+    """Return how many verdicts users gave; None where the filter cannot tell."""
+    return None if sample.correct is None or sample.incorrect is None else sample.correct + sample.incorrect
+
+
+def cost_coverage(sample: Sample) -> float | None:
+    """Return the share of billable calls whose cost is known, 0 to 1; None where there were none."""
+    billable = sample.priced + sample.unpriced
+    return sample.priced / billable if billable else None
+
+
+def cost_per_task(sample: Sample) -> float | None:
+    """Return all spend ÷ successes, in USD: what failed runs cost is paid by those that succeed.
+
+    None without a success, and where no billable call has a known cost. Below full coverage it is a lower bound.
+    """
+    nothing_known = sample.unpriced and not sample.priced and not sample.spent_usd
+    if nothing_known or not sample.successes:
+        return None
+    return float(sample.spent_usd) / sample.successes
+
+
+def dictionary(sample: Sample) -> dict[str, float | None]:
+    """Return the five keys, rounded to 2 decimals (cost: 4).
+
+    0.0 stands where nothing was there to measure. None stands for user correctness without feedback, for cost
+    where money was spent and nothing succeeded or no price is known, and for what a filter cannot tell.
+    """
+    spent = sample.spent_usd or sample.unpriced
+    return {
+        G_SUCCESS_RATE: round(success_rate(sample) or 0.0, 2),
+        G_P95_LATENCY_MS: round(sample.p95_ms or 0.0, 2),
+        G_COST_PER_TASK: _rounded(cost_per_task(sample), 4, None if spent else 0.0),
+        G_USER_CORRECTNESS: _rounded(correctness(sample), 2, None),
+        G_VIOLATION_RATE: _rounded(violation_rate(sample), 2, None if sample.violations is None else 0.0),
+    }
+
+
+def _rounded(value: float | None, digits: int, otherwise: float | None) -> float | None:
+    return otherwise if value is None else round(value, digits)

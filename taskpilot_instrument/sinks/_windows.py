@@ -1,0 +1,281 @@
+"""What happened when: counts, spend and latencies in buckets of time, in bounded memory.
+
+A write goes into the one open bucket of five seconds. When its time is over it is packed, kept for an hour, and
+poured into the bucket of its minute; minutes are kept for a day and poured into quarters of an hour. A reader takes
+each stretch of time from the finest tier that still has it whole. Where load is so varied that a tier would outgrow
+its budget, its oldest buckets go first: that costs resolution, and only in the last tier history.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from taskpilot_instrument.semconv import OTHER, Kind
+from taskpilot_instrument.sinks._money import ZERO, add
+from taskpilot_instrument.sinks._names import Node
+from taskpilot_instrument.sinks._sketch import Sketch
+
+_SECOND: Final = 1_000_000_000
+#: Bytes of a cell without its sketch, and of one packed bin, as measured; a budget is counted in these.
+_CELL_BYTES: Final = 900
+_BIN_BYTES: Final = 12
+_SAID_BYTES: Final = 300
+
+
+class CellKey(NamedTuple):
+    """Whom a cell speaks of; labels that do not apply are ``none``."""
+
+    kind: Kind
+    workflow: str
+    agent: str
+    model: str
+
+
+class Cell:
+    """Sums over the operations of one kind, workflow, agent and model in one bucket of time.
+
+    ``latency`` is in milliseconds, ``cost`` in exact USD.
+    """
+
+    __slots__ = (
+        "blocked_input", "blocked_output", "correct", "cost", "incorrect", "input_tokens", "latency", "output_tokens",
+        "priced", "runs", "successes", "unpriced", "violations",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.successes = 0
+        self.priced = 0
+        self.unpriced = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.violations = 0
+        self.blocked_input = 0
+        self.blocked_output = 0
+        self.correct = 0
+        self.incorrect = 0
+        self.cost = ZERO
+        self.latency = Sketch()
+
+    def merge(self, other: "Cell") -> None:
+        """Add everything that ``other`` holds."""
+        self.runs += other.runs
+        self.successes += other.successes
+        self.priced += other.priced
+        self.unpriced += other.unpriced
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.violations += other.violations
+        self.blocked_input += other.blocked_input
+        self.blocked_output += other.blocked_output
+        self.correct += other.correct
+        self.incorrect += other.incorrect
+        self.cost = add(self.cost, other.cost)
+        self.latency.merge(other.latency)
+
+
+class Bucket:
+    """The cells of one stretch of time, and what was written directly in it."""
+
+    __slots__ = ("cells", "said")
+
+    def __init__(self) -> None:
+        self.cells: dict[CellKey, Cell] = {}
+        self.said: dict[Node, Decimal] = {}
+
+    def cell(self, key: CellKey, limit: int) -> Cell:
+        """Return the cell of a key; beyond ``limit`` cells the one that all further keys of its kind share."""
+        cell = self.cells.get(key)
+        if cell is None:
+            if len(self.cells) >= limit:
+                key = CellKey(key.kind, OTHER, OTHER, OTHER)
+            cell = self.cells.setdefault(key, Cell())
+        return cell
+
+    def say(self, node: Node, amount: Decimal) -> None:
+        """Note a direct write."""
+        self.said[node] = add(self.said.get(node, ZERO), amount)
+
+    def merge(self, other: "Bucket", limit: int) -> None:
+        """Add everything that ``other`` holds."""
+        for key, cell in other.cells.items():
+            self.cell(key, limit).merge(cell)
+        for node, amount in other.said.items():
+            self.say(node, amount)
+
+    def copy(self) -> "Bucket":
+        """Return a bucket of its own with the same content."""
+        twin = Bucket()
+        twin.merge(self, len(self.cells))
+        return twin
+
+    def pack(self) -> int:
+        """Shrink it for keeping and return how many bytes it takes."""
+        size = _SAID_BYTES * len(self.said)
+        for cell in self.cells.values():
+            cell.latency.pack()
+            size += _CELL_BYTES + _BIN_BYTES * len(cell.latency)
+        return size
+
+
+class TierSpec(NamedTuple):
+    """How one tier keeps time.
+
+    :param width_ns: of a bucket; each tier's is a multiple of the one before.
+    :param keep: buckets kept.
+    :param cells: cells in one bucket.
+    :param budget: bytes of all closed buckets together.
+    """
+
+    width_ns: int
+    keep: int
+    cells: int
+    budget: int
+
+
+TIERS: Final = (
+    TierSpec(5 * _SECOND, 721, 4096, 8_000_000),
+    TierSpec(60 * _SECOND, 1441, 1024, 8_000_000),
+    TierSpec(900 * _SECOND, 97, 256, 16_000_000),
+)
+_ALL_TIME_CELLS: Final = 4096
+_DAWN: Final = -(1 << 62)
+_NEVER: Final = 1 << 62
+
+
+class _Closed(NamedTuple):
+    start_ns: int
+    size: int
+    bucket: Bucket
+
+
+class Tier:
+    """Buckets of one width: one open, the others closed and never changed again."""
+
+    def __init__(self, spec: TierSpec, now_ns: int) -> None:
+        self.spec = spec
+        self.open = Bucket()
+        self.open_ns = now_ns - now_ns % spec.width_ns
+        self.size = 0
+        #: Nothing that happened since then has been dropped.
+        self.whole_since_ns = _DAWN
+        self._closed: deque[_Closed] = deque()
+
+    def close(self, now_ns: int) -> _Closed:
+        """Put the open bucket away and open the one of ``now_ns``."""
+        bucket, self.open = self.open, Bucket()
+        start, self.open_ns = self.open_ns, now_ns - now_ns % self.spec.width_ns
+        closed = _Closed(start, bucket.pack(), bucket)
+        if closed.size:
+            self._closed.append(closed)
+            self.size += closed.size
+        oldest = self.open_ns - self.spec.keep * self.spec.width_ns
+        while self._closed and (self._closed[0].start_ns < oldest or self.size > self.spec.budget):
+            dropped = self._closed.popleft()
+            self.size -= dropped.size
+            self.whole_since_ns = dropped.start_ns + self.spec.width_ns
+        return closed
+
+    def between(self, from_ns: int, until_ns: int) -> Iterator[Bucket]:
+        """Yield the closed buckets that overlap ``from_ns`` and begin before ``until_ns``."""
+        first = from_ns - from_ns % self.spec.width_ns
+        for closed in reversed(self._closed):
+            if closed.start_ns < first:
+                return
+            if closed.start_ns < until_ns:
+                yield closed.bucket
+
+
+class Windows:
+    """Cells over time. Hold :attr:`lock` to write through :meth:`cell` and :meth:`bucket`.
+
+    :param now_ns: monotonic nanoseconds.
+    """
+
+    def __init__(self, now_ns: Callable[[], int], tiers: tuple[TierSpec, ...] = TIERS) -> None:
+        # Re-entrant, because the collector may end an abandoned stream while this very thread writes.
+        self.lock = threading.RLock()
+        self._now_ns = now_ns
+        now = now_ns()
+        self._tiers = tuple(Tier(spec, now) for spec in tiers)
+        self._finest = self._tiers[0]
+        self._ends_ns = self._finest.open_ns + self._finest.spec.width_ns
+        self._all_time = Bucket()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all closed buckets, by estimate."""
+        return sum(tier.size for tier in self._tiers)
+
+    def bucket(self) -> Bucket:
+        """Return the bucket of this moment."""
+        now = self._now_ns()
+        if now >= self._ends_ns:
+            self._roll(0, now)
+            self._ends_ns = self._finest.open_ns + self._finest.spec.width_ns
+        return self._finest.open
+
+    def cell(self, key: CellKey) -> Cell:
+        """Return the cell of this moment for ``key``."""
+        bucket = self.bucket()
+        return bucket.cells.get(key) or bucket.cell(key, self._finest.spec.cells)
+
+    def select(self, window_ns: int | None = None) -> list[Bucket]:
+        """Return buckets to read: those of the last ``window_ns``, or of all time where that is None.
+
+        The oldest is taken whole, so the window reaches back further than asked by up to one bucket: five seconds
+        within the last hour, a minute within a day.
+        """
+        with self.lock:
+            self.bucket()
+            opened = self._finest.open.copy()
+            if window_ns is None:
+                return [self._all_time.copy(), opened]
+            now = self._now_ns()
+            for level in range(1, len(self._tiers)):
+                self._roll(level, now)
+            return [opened, *self._since(now - window_ns)]
+
+    def said(self) -> dict[Node, Decimal]:
+        """Return what was written directly since the start."""
+        with self.lock:
+            whole = Bucket()
+            for bucket in (self._all_time, self._finest.open):
+                for node, amount in bucket.said.items():
+                    whole.say(node, amount)
+            return whole.said
+
+    def _since(self, start_ns: int) -> Iterator[Bucket]:
+        until = _NEVER
+        for level, (tier, since) in enumerate(zip(self._tiers, self._cuts(start_ns), strict=True)):
+            if until <= start_ns:
+                return
+            # An open bucket is not yet in the next tier: it is read unless a finer tier has told its time already.
+            if level > 0 and tier.open_ns < until:
+                yield tier.open.copy()
+            yield from tier.between(since, until)
+            until = since
+
+    def _cuts(self, start_ns: int) -> list[int]:
+        """Return since when each tier is read; cuts lie on bounds of the next tier, so nothing is read twice."""
+        cuts = [start_ns]
+        for finer, coarser in reversed(list(pairwise(self._tiers))):
+            width = coarser.spec.width_ns
+            whole = -(-finer.whole_since_ns // width) * width
+            cuts.append(max(cuts[-1], whole))
+        return cuts[::-1]
+
+    def _roll(self, level: int, now_ns: int) -> None:
+        tier = self._tiers[level]
+        if now_ns < tier.open_ns + tier.spec.width_ns:
+            return
+        closed = tier.close(now_ns)
+        if level == 0:
+            self._all_time.merge(closed.bucket, _ALL_TIME_CELLS)
+        if level + 1 < len(self._tiers) and closed.size:
+            self._roll(level + 1, closed.start_ns)
+            coarser = self._tiers[level + 1]
+            coarser.open.merge(closed.bucket, coarser.spec.cells)

@@ -1,0 +1,230 @@
+"""Spans: open one when an operation starts, write its tags and end it when it finishes."""
+
+import traceback
+from typing import Any, Final
+
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+
+from taskpilot_instrument import semconv as names
+from taskpilot_instrument._operation import Finished, LLMCall, Operation
+from taskpilot_instrument.redaction import cut, redact
+from taskpilot_instrument.semconv import Kind, Outcome
+
+_MESSAGE_LIMIT: Final = 512
+_STACK_LIMIT: Final = 8192
+_OPERATION_NAMES: Final = {
+    Kind.WORKFLOW: names.OPERATION_WORKFLOW,
+    Kind.AGENT: names.OPERATION_AGENT,
+    Kind.TOOL: names.OPERATION_TOOL,
+}
+
+
+class TraceSink:
+    """Write operations to an OpenTelemetry tracer.
+
+    :param tracer: where spans are opened.
+    :param content_on_spans: write captured content as span attributes.
+    """
+
+    where = "span"
+
+    def __init__(self, tracer: Tracer, *, content_on_spans: bool = False) -> None:
+        self._tracer = tracer
+        self._content = content_on_spans
+
+    def open_span(self, operation: Operation, context: Context, /) -> Span:
+        """Return the started span of an operation, with the tags that a sampler may want."""
+        kind, name = operation.kind, operation.name
+        tags: dict[str, Any] = {names.AGENT: operation.agent_name} if operation.agent_name is not None else {}
+        span_kind = SpanKind.INTERNAL
+        if operation.llm is not None:
+            span_kind = SpanKind.CLIENT
+            name = _llm_tags(tags, operation.llm)
+        else:
+            tags[names.GEN_AI_OPERATION_NAME] = _OPERATION_NAMES[kind]
+            if kind is Kind.WORKFLOW:
+                tags[names.WORKFLOW] = name
+                name = names.SPAN_WORKFLOW
+            elif kind is Kind.AGENT:
+                name += names.SPAN_AGENT_SUFFIX
+            else:
+                tags[names.TOOL] = name
+        return self._tracer.start_span(
+            name, context, kind=span_kind, attributes=tags, start_time=operation.started_at_ns
+        )
+
+    def started(self, operation: Operation, /) -> None:
+        """Do nothing: the span is open already."""
+
+    def finished(self, record: Finished, /) -> None:
+        """Write the tags of a finished operation and end its span."""
+        span = record.span
+        try:
+            if span.is_recording():
+                set_tags(span, self._tags(record))
+                if record.error is not None or record.outcome in _FAILED:
+                    _write_failure(span, record)
+        finally:
+            span.end(record.started_at_ns + record.duration_ns)
+
+    def _tags(self, record: Finished) -> dict[str, Any]:
+        ids, usage, llm = record.ids, record.usage, record.llm
+        tags: dict[str, Any] = {
+            names.REQUEST_ID: ids.request_id,
+            names.LATENCY_MS: record.duration_ns / 1e6,
+            names.OUTCOME: record.outcome.value,
+        }
+        if ids.session_id is not None:
+            tags[names.SESSION_ID] = ids.session_id
+        if ids.user_id is not None:
+            tags[names.USER_ID] = ids.user_id
+        if usage is not None:
+            if usage.input_tokens is not None:
+                tags[names.INPUT_TOKENS] = tags[names.GEN_AI_USAGE_INPUT_TOKENS] = usage.input_tokens
+            if usage.output_tokens is not None:
+                tags[names.OUTPUT_TOKENS] = tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = usage.output_tokens
+        if record.cost is not None:
+            tags[names.COST_USD] = float(record.cost)
+        if record.cost_source is not None:
+            tags[names.COST_SOURCE] = record.cost_source
+        if record.model is not None:
+            tags[names.MODEL] = record.model
+        if record.error_type is not None:
+            tags[names.ERROR_TYPE] = record.error_type
+        if llm is not None:
+            _llm_result_tags(tags, record, llm)
+        else:
+            _run_tags(tags, record)
+        if self._content:
+            _content_tags(tags, record)
+        return tags
+
+
+def set_tags(span: Span, tags: dict[str, Any]) -> None:
+    """Write many tags at once.
+
+    ``set_attributes`` checks and copies each value, at half a microsecond apiece; ours are plain by
+    construction, so where the SDK's own container is found as expected they go in as they are.
+    """
+    attributes = getattr(span, "_attributes", None)
+    if (
+        _CONTAINER_IS_KNOWN
+        and type(attributes) is BoundedAttributes
+        and attributes.max_value_len is None
+        and (attributes.maxlen is None or len(attributes) + len(tags) <= attributes.maxlen)
+    ):
+        with attributes._lock:  # noqa: SLF001 - see above
+            attributes._dict.update(tags)  # noqa: SLF001
+    else:
+        span.set_attributes(tags)
+
+
+def _container_is_known() -> bool:
+    """Tell whether the SDK's attribute container still works as ``set_tags`` believes."""
+    try:
+        probe = BoundedAttributes(immutable=False)
+        with probe._lock:  # noqa: SLF001 - what is to be found out
+            probe._dict["a"] = 1  # noqa: SLF001
+        return dict(probe) == {"a": 1} and probe.maxlen is None and probe.max_value_len is None
+    except Exception:
+        return False
+
+
+_CONTAINER_IS_KNOWN: Final = _container_is_known()
+_FAILED: Final = frozenset({Outcome.ERROR, Outcome.BLOCKED})
+
+
+def _llm_tags(tags: dict[str, Any], call: LLMCall) -> str:
+    """Add the tags that are known before an LLM call is sent; return the span's name."""
+    tags[names.GEN_AI_OPERATION_NAME] = call.operation
+    tags[names.GEN_AI_PROVIDER_NAME] = call.provider
+    if call.server_address is not None:
+        tags[names.SERVER_ADDRESS] = call.server_address
+        if call.server_port is not None:
+            tags[names.SERVER_PORT] = call.server_port
+    if call.model is None:
+        return call.operation
+    tags[names.GEN_AI_REQUEST_MODEL] = call.model
+    return f"{call.operation} {call.model}"
+
+
+def _run_tags(tags: dict[str, Any], record: Finished) -> None:
+    """Add the conventions' names of a workflow, agent or tool, and what its decorator knew of it."""
+    if record.kind is Kind.WORKFLOW:
+        tags[names.GEN_AI_WORKFLOW_NAME] = record.name
+    elif record.kind is Kind.AGENT:
+        tags[names.GEN_AI_AGENT_NAME] = record.name
+    else:
+        tags[names.GEN_AI_TOOL_NAME] = record.name
+        tags[names.GEN_AI_TOOL_TYPE] = "function"
+    if record.attributes is not None:
+        tags.update(record.attributes)
+
+
+def _llm_result_tags(tags: dict[str, Any], record: Finished, call: LLMCall) -> None:
+    usage = record.usage
+    tags.update(call.request)
+    if usage is not None:
+        if usage.cached_tokens:
+            tags[names.CACHED_TOKENS] = tags[names.GEN_AI_USAGE_CACHE_READ] = usage.cached_tokens
+        if usage.cache_write_tokens:
+            tags[names.GEN_AI_USAGE_CACHE_WRITE] = usage.cache_write_tokens
+        if usage.reasoning_tokens:
+            tags[names.REASONING_TOKENS] = tags[names.GEN_AI_USAGE_REASONING] = usage.reasoning_tokens
+    if call.response_model is not None:
+        tags[names.GEN_AI_RESPONSE_MODEL] = call.response_model
+    if call.response_id is not None:
+        tags[names.GEN_AI_RESPONSE_ID] = call.response_id
+    if call.finish_reasons:
+        tags[names.GEN_AI_RESPONSE_FINISH_REASONS] = call.finish_reasons
+    if call.service_tier is not None:
+        tags[names.OPENAI_RESPONSE_SERVICE_TIER] = call.service_tier
+    if record.time_to_first_chunk_ns is not None:
+        tags[names.TIME_TO_FIRST_CHUNK_MS] = record.time_to_first_chunk_ns / 1e6
+    if call.retries:
+        tags[names.HTTP_RESEND_COUNT] = call.retries
+    if call.provider_request_id is not None:
+        tags[names.HTTP_RESPONSE_REQUEST_ID] = (call.provider_request_id,)
+
+
+def _content_tags(tags: dict[str, Any], record: Finished) -> None:
+    call = record.llm
+    if call is None:
+        is_tool = record.kind is Kind.TOOL
+        found = {
+            names.GEN_AI_TOOL_CALL_ARGUMENTS if is_tool else names.GEN_AI_INPUT_MESSAGES: record.input_text,
+            names.GEN_AI_TOOL_CALL_RESULT if is_tool else names.GEN_AI_OUTPUT_MESSAGES: record.output_text,
+        }
+    else:
+        found = llm_content(call)
+    tags.update({name: text for name, text in found.items() if text is not None})
+
+
+def llm_content(call: LLMCall) -> dict[str, str | None]:
+    """Return the captured content of an LLM call under the conventions' names."""
+    return {
+        names.GEN_AI_SYSTEM_INSTRUCTIONS: call.system_instructions,
+        names.GEN_AI_INPUT_MESSAGES: call.input_messages,
+        names.GEN_AI_OUTPUT_MESSAGES: call.output_messages,
+    }
+
+
+def _write_failure(span: Span, record: Finished) -> None:
+    """Set the status and, for an exception, the event that tracing tools show; both without secrets."""
+    error = record.error
+    message = record.reason or (cut(redact(str(error)), _MESSAGE_LIMIT) if error is not None else record.error_type)
+    if record.outcome in _FAILED:
+        span.set_status(Status(StatusCode.ERROR, message))
+    if error is not None and record.outcome is Outcome.ERROR:
+        stack = "".join(traceback.format_exception(error))
+        span.add_event(
+            names.EVENT_EXCEPTION,
+            {
+                names.EXCEPTION_TYPE: type(error).__qualname__,
+                names.EXCEPTION_MESSAGE: message or "",
+                names.EXCEPTION_STACKTRACE: cut(redact(stack), _STACK_LIMIT),
+            },
+            record.started_at_ns + record.duration_ns,
+        )

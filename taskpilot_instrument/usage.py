@@ -1,0 +1,171 @@
+"""Token usage as the provider reported it.
+
+Readers are pure: they take what the OpenAI client parsed, or the JSON it parsed it from, and never
+trust a value: a count is an ``int`` that is not negative, anything else is unknown.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+
+class TokenUsage(NamedTuple):
+    """Token counts of one response, exactly as the provider gave them.
+
+    ``input_tokens`` includes the cached ones, ``output_tokens`` the reasoning ones. None means that the
+    provider did not say; the details default to zero because providers leave them out when they are.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    input_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+    cached_audio_tokens: int = 0
+    input_image_tokens: int = 0
+    output_image_tokens: int = 0
+    #: Billed output that the host counts beside ``output_tokens``: x.ai does so with reasoning.
+    extra_output_tokens: int = 0
+
+
+class _Fields(Protocol):
+    """What answers for a value by name, with None for an absent one; a dictionary does."""
+
+    def get(self, name: str, /) -> object: ...
+
+
+_NO_PYDANTIC: Final = object()
+
+
+def read_usage(response: object) -> TokenUsage | None:
+    """Read the usage of a response, a chunk or an event, parsed or as plain JSON.
+
+    :param response: what carries ``usage``, or a ``response`` that does (events of the Responses API).
+    :return: None where it carries none, or none that is measured in tokens.
+    """
+    fields = _fields(response)
+    usage = fields.get("usage")
+    if not usage:
+        inner = fields.get("response")
+        if inner is None:
+            return None
+        usage = _fields(inner).get("usage")
+    return usage_from(usage) if usage else None
+
+
+def usage_from(usage: object) -> TokenUsage | None:
+    """Read a ``usage`` object itself.
+
+    Chat completions, legacy completions and embeddings say prompt and completion; the Responses API,
+    images and transcriptions say input and output.
+
+    :param usage: the object, or the dictionary of the JSON.
+    :return: None where neither input nor output tokens are known (as in usage by duration).
+    """
+    fields = _fields(usage)
+    given = _count(fields.get("prompt_tokens"))
+    says_prompt = given is not None
+    if not says_prompt:
+        given = _count(fields.get("input_tokens"))
+    made = _count(fields.get("completion_tokens"))
+    if made is None:
+        made = _count(fields.get("output_tokens"))
+    if given is None and made is None:
+        return None
+
+    details = fields.get("prompt_tokens_details")
+    if details is None and (details := fields.get("input_tokens_details")) is None:
+        details = fields.get("input_token_details")  # transcriptions spell it so
+    if details is None:
+        cached, written = _cache_beside_details(fields)
+        audio_in = audio_cached = image_in = 0
+        if given is not None and not says_prompt:
+            # Anthropic's own shape: input_tokens leaves out what the cache took part in. Gateways that say
+            # prompt_tokens beside the same keys have added it up already.
+            given += cached + written
+    else:
+        cached, written, audio_in, audio_cached, image_in = _input_details(_fields(details))
+
+    details = fields.get("completion_tokens_details")
+    if details is None:
+        details = fields.get("output_tokens_details")
+    reasoning, audio_out, image_out = (0, 0, 0) if details is None else _output_details(_fields(details))
+    beside = 0
+    if reasoning and given is not None and made is not None and fields.get("total_tokens") == given + made + reasoning:
+        beside = reasoning  # elsewhere the total is input + output
+    return TokenUsage._make(
+        (given, made, cached, written, reasoning, audio_in, audio_out, audio_cached, image_in, image_out, beside)
+    )
+
+
+def _input_details(fields: _Fields) -> tuple[int, int, int, int, int]:
+    """Return cached, cache write, audio, cached audio and image tokens."""
+    cached = written = audio = audio_cached = image = 0
+    # Nearly always absent or zero, and then not worth a call.
+    if value := fields.get("cached_tokens"):
+        cached = _detail(value)
+        if value := fields.get("cached_tokens_details"):
+            audio_cached = _detail(_fields(value).get("audio_tokens"))
+    if value := fields.get("cache_write_tokens"):
+        written = _detail(value)
+    if value := fields.get("audio_tokens"):
+        audio = _detail(value)
+    if value := fields.get("image_tokens"):
+        image = _detail(value)
+    return cached, written, audio, audio_cached, image
+
+
+def _output_details(fields: _Fields) -> tuple[int, int, int]:
+    """Return reasoning, audio and image tokens."""
+    reasoning = audio = image = 0
+    if value := fields.get("reasoning_tokens"):
+        reasoning = _detail(value)
+    if value := fields.get("audio_tokens"):
+        audio = _detail(value)
+    if value := fields.get("image_tokens"):
+        image = _detail(value)
+    return reasoning, audio, image
+
+
+def _cache_beside_details(fields: _Fields) -> tuple[int, int]:
+    """Return cache reads and writes of hosts that give no details: Anthropic, gateways to it, older DeepSeek."""
+    read = _detail(fields.get("cache_read_input_tokens")) or _detail(fields.get("prompt_cache_hit_tokens"))
+    return read, _detail(fields.get("cache_creation_input_tokens"))
+
+
+def _count(value: object) -> int | None:
+    # type() and not isinstance(): True is an int too, but nobody's count.
+    return value if type(value) is int and value >= 0 else None
+
+
+def _detail(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+class _Attributes:
+    """The fields of an object that is neither a dictionary nor a pydantic model."""
+
+    __slots__ = ("_holder",)
+
+    def __init__(self, holder: object) -> None:
+        self._holder = holder
+
+    def get(self, name: str, /) -> object:
+        return getattr(self._holder, name, None)
+
+
+def _fields(holder: Any) -> _Fields:
+    """Return what answers for the fields of ``holder``.
+
+    A pydantic model answers for an absent name only after a slow search, so its two dictionaries are asked
+    directly: the fields, and what the host sent beyond them.
+    """
+    if isinstance(holder, dict):
+        return holder
+    extra = getattr(holder, "__pydantic_extra__", _NO_PYDANTIC)
+    if not extra:
+        return holder.__dict__  # type: ignore[no-any-return]
+    if isinstance(extra, dict):
+        return {**extra, **holder.__dict__}
+    return holder if isinstance(holder, Mapping) else _Attributes(holder)
