@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import openai
 
@@ -126,9 +127,9 @@ class ExecutorAgent:
         return results
 
 
-def _tool(name: str, *parameters: str) -> openai.types.chat.ChatCompletionFunctionToolParam:
-    properties: dict[str, object] = {parameter: {"type": "string"} for parameter in parameters}
-    schema: dict[str, object] = {"type": "object", "properties": properties, "required": list(parameters)}
+def _tool(name: str, *parameters: str) -> Any:
+    properties = {parameter: {"type": "string"} for parameter in parameters}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
     return {"type": "function", "function": {"name": name, "parameters": schema}}
 
 

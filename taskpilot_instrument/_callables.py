@@ -8,9 +8,9 @@ is still to be done (a coroutine, a generator, an async iterator); the operation
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, NoneType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import wrapt
 
@@ -20,6 +20,11 @@ from taskpilot_instrument.semconv import Outcome
 
 #: Starts the operation of one call, or returns None where the call is not to be observed.
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Operation | None]
+
+if TYPE_CHECKING:
+    _Proxy = wrapt.ObjectProxy[Any]
+else:
+    _Proxy = wrapt.ObjectProxy
 
 _PLAIN: Final = frozenset({NoneType, str, bytes, int, float, bool, dict, list, tuple, set})
 
@@ -89,7 +94,7 @@ def _async_generator_shell(fn: Callable[..., Any], begin: Begin) -> Callable[...
                 except GeneratorExit:
                     await (generator.aclose() if operation is None else _step(operation, generator.aclose))
                     raise
-                except BaseException as error:  # noqa: BLE001 - whatever was thrown in goes to the generator
+                except BaseException as error:
                     step, value = generator.athrow, error
         except StopAsyncIteration:
             if operation is not None:
@@ -119,13 +124,16 @@ class _Ward:
 
 
 def _touch(operation: Operation) -> None:
-    operation.last_ns = operation.recorder.clock.monotonic_ns()
+    try:
+        operation.last_ns = operation.recorder.clock.monotonic_ns()
+    except Exception as error:
+        swallow("clock", error)
 
 
 def _end(operation: Operation, error: BaseException | None = None) -> None:
     if isinstance(error, GeneratorExit):
         # The consumer left early, after the last item: the time since then is not the operation's.
-        operation.finish(outcome=Outcome.CANCELLED, end_ns=operation.last_ns)
+        operation.finish(outcome=Outcome.CANCELLED, end_ns=operation.last_ns, collected=True)
     else:
         operation.finish(error)
 
@@ -163,7 +171,7 @@ def _drive(ward: _Ward, generator: Generator[Any, Any, Any]) -> Generator[Any, A
                     operation.leave()
                 _end(operation, leaving)
                 return result
-            except BaseException as error:  # noqa: BLE001 - whatever was thrown in goes to the generator
+            except BaseException as error:
                 step, value = generator.throw, error
     except StopIteration as stop:
         operation.finish()
@@ -182,7 +190,11 @@ def deliver(operation: Operation, result: Any) -> Any:
     if kind in _PLAIN:
         note_result(operation, result)
         return result
-    running = _running(operation, result, kind)
+    try:
+        running = _running(operation, result, kind)
+    except Exception as error:
+        swallow("result", error)
+        running = None
     if running is None:
         note_result(operation, result)
         return result
@@ -190,15 +202,18 @@ def deliver(operation: Operation, result: Any) -> Any:
     return running
 
 
-def _running(operation: Operation, result: Any, kind: type) -> Any:
+def _running(operation: Operation, result: Any, kind: type) -> Any:  # noqa: PLR0911 - one for each sort of result
     """Return what to give the caller for a result that still runs; None for any other result."""
     if kind is CoroutineType:
-        return _await(_Ward(operation), result)
+        awaited: Any = _await(_Ward(operation), result)
+        awaited.__name__, awaited.__qualname__ = result.__name__, result.__qualname__
+        return awaited
     if kind is GeneratorType:
         return _drive(_Ward(operation), result)
     if kind is AsyncGeneratorType:
         return _adrive(_Ward(operation), result)
-    if isinstance(result, asyncio.Future):  # runs already, and must stay the same object
+    # Asked of its type: a lazy object may answer isinstance() with an error.
+    if issubclass(kind, asyncio.Future):  # runs already, and must stay the same object
         result.add_done_callback(functools.partial(_future_done, operation))
         return result
     if hasattr(kind, "__anext__"):
@@ -221,6 +236,7 @@ def note_result(operation: Operation, result: Any) -> None:
 
 
 async def _await(ward: _Ward, awaitable: Awaitable[Any]) -> Any:
+    # Named by its caller after the coroutine that it stands for.
     with ward.operation as operation:
         operation.handed_over = False
         return deliver(operation, await awaitable)
@@ -239,7 +255,7 @@ def _future_done(operation: Operation, future: "asyncio.Future[Any]") -> None:
         operation.finish(getattr(future, "_exception", None))
 
 
-class _ObservedAwaitable(wrapt.ObjectProxy):  # type: ignore[misc] # wrapt's proxy is untyped
+class _ObservedAwaitable(_Proxy):
     """An awaitable of a type of its own; awaiting it runs in the operation and finishes it."""
 
     def __init__(self, wrapped: Awaitable[Any], ward: _Ward) -> None:
@@ -250,7 +266,7 @@ class _ObservedAwaitable(wrapt.ObjectProxy):  # type: ignore[misc] # wrapt's pro
         return _await(self._self_ward, self.__wrapped__).__await__()
 
 
-class ObservedAsyncIterator(wrapt.ObjectProxy):  # type: ignore[misc] # wrapt's proxy is untyped
+class ObservedAsyncIterator(_Proxy):
     """An async iterator of a type of its own; the operation ends with the iteration."""
 
     def __init__(self, wrapped: AsyncIterator[Any], ward: _Ward) -> None:

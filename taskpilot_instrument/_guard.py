@@ -23,7 +23,8 @@ class GuardPolicy:
 
 
 policy = GuardPolicy()
-_lock = threading.Lock()
+# Re-entrant: the collector may run here and end a stream whose own hook fails.
+_lock = threading.RLock()
 _counts: Counter[str] = Counter()
 
 
@@ -42,16 +43,23 @@ def swallow(where: str, error: Exception) -> None:
     for listener in listeners:
         try:
             listener(where)
-        except Exception:  # noqa: BLE001 - a broken listener must not undo the guard
+        except Exception:
             _log.debug("guard listener failed", exc_info=True)
     if first:
-        # Only the type: the message of a foreign exception may quote a prompt or a key.
+        _report(where, type(error).__name__)
+
+
+def _report(where: str, kind: str) -> None:
+    """Log an error by its type only: the message of a foreign exception may quote a prompt or a key."""
+    try:
         _log.warning(
             "taskpilot_instrument: internal error in %s (%s); the call was not affected. "
             "Further errors there are counted, not logged.",
             where,
-            type(error).__name__,
+            kind,
         )
+    except Exception:  # noqa: S110 - the application's logging is broken, and there is nobody left to tell
+        pass
 
 
 def swallowed() -> dict[str, int]:

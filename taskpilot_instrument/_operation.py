@@ -5,6 +5,7 @@ every sink receives. The current operation lives in the OpenTelemetry context be
 span, so whatever carries one carries the other.
 """
 
+import decimal
 import sys
 import threading
 from collections import deque
@@ -21,12 +22,14 @@ from taskpilot_instrument._guard import swallow
 from taskpilot_instrument.context import Ids, new_ids
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.pricing import Price
-from taskpilot_instrument.semconv import NONE, Kind, Outcome
+from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.typing import Capture, Clock, PriceSource, Sink, SpanSource
 from taskpilot_instrument.usage import TokenUsage
 
 _KEY: Final = otel_context.create_key("taskpilot-operation")
 _NO_CONTEXT: Final = Context()
+#: The key under which OpenTelemetry keeps the current span, found out rather than known.
+_SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 
 
 class LLMCall:
@@ -140,14 +143,19 @@ def current() -> "Operation | None":
     return found if isinstance(found, Operation) else None
 
 
+#: Ours, because the application may have given its own context fewer digits.
+_EXACT: Final = decimal.Context(prec=60, traps=[])
+
+
 class Totals:
     """Exact sums of everything beneath a workflow or agent run."""
 
-    __slots__ = ("_lock", "calls", "cost", "estimated", "measured", "model", "priced", "usage")
+    __slots__ = ("_lock", "calls", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens", "priced")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.usage = TokenUsage(0, 0)
+        self.input_tokens = 0
+        self.output_tokens = 0
         self.cost = Decimal(0)
         self.calls = 0
         self.measured = 0
@@ -163,15 +171,16 @@ class Totals:
             self.model = call.model or self.model
             if usage is not None:
                 self.measured += 1
-                self.usage = TokenUsage._make((a or 0) + (b or 0) for a, b in zip(self.usage, usage, strict=True))
+                self.input_tokens += usage.input_tokens or 0
+                self.output_tokens += usage.output_tokens or 0
             if price is not None:
                 self.priced += 1
-                self.cost += price.usd
+                self.cost = _EXACT.add(self.cost, price.usd)
                 self.estimated = self.estimated or price.source == "default"
 
     def known_usage(self) -> TokenUsage | None:
         """Return the sums; None where calls were made and none of them told its usage."""
-        return self.usage if self.measured or not self.calls else None
+        return TokenUsage(self.input_tokens, self.output_tokens) if self.measured or not self.calls else None
 
     def known_cost(self) -> tuple[Decimal | None, str | None]:
         """Return the sum and how far to trust it: ``partial`` marks a lower bound."""
@@ -195,10 +204,10 @@ class Operation:
     """
 
     __slots__ = (
-        "_finished", "_once", "_previous", "agent", "agent_name", "attributes", "context", "handed_over", "ids", "input_length",
-        "input_text", "kind", "last_ns", "llm", "name", "opened_workflow", "output_length", "output_text", "parent", "reason",
-        "recorder", "span", "started_at_ns", "started_ns", "subject", "totals", "verdict", "workflow", "workflow_name",
-        "__weakref__",
+        "__weakref__", "_finished", "_once", "_previous", "agent", "agent_name", "attributes", "context", "handed_over",
+        "ids", "input_length", "input_text", "kind", "last_ns", "llm", "name", "opened_workflow", "output_length",
+        "output_text", "parent", "reason", "recorder", "span", "started_at_ns", "started_ns", "subject", "totals",
+        "verdict", "workflow", "workflow_name",
     )  # fmt: skip
 
     def __init__(
@@ -223,6 +232,8 @@ class Operation:
             parent = self.opened_workflow = Operation(recorder, Kind.WORKFLOW, name)
             outer = parent.context
         self.recorder = recorder
+        self.ids: Ids
+        self.context: Context
         self.kind = kind
         self.name = name
         self.parent = parent
@@ -250,24 +261,39 @@ class Operation:
         self._previous: Context | None = None
         self._finished = False
         self._once = threading.Lock()
-        self.started_at_ns = recorder.clock.epoch_ns()
-        self.started_ns = recorder.clock.monotonic_ns()
         try:
-            self.span: Span = recorder.spans.open_span(self, outer)
+            self.started_at_ns = recorder.clock.epoch_ns()
+            self.started_ns = recorder.clock.monotonic_ns()
+            self.span = self._open_span(outer)
+        except BaseException:
+            if self.opened_workflow is not None:
+                self.opened_workflow.span.end()  # nobody else would
+            raise
+        # One copy of the context for both keys, where set_value() would make two for each. Without a span of our own
+        # the one around stays current.
+        current_span = {} if self.span is INVALID_SPAN else {_SPAN_KEY: self.span}
+        self.context = Context({**outer, **current_span, _KEY: self})
+
+    def _open_span(self, outer: Context) -> Span:
+        try:
+            return self.recorder.spans.open_span(self, outer)
         except Exception as error:
-            self.span = INVALID_SPAN
             swallow("span", error)
-        self.context: Context = otel_context.set_value(_KEY, self, set_span_in_context(self.span, outer))
+            return INVALID_SPAN
 
     def announce(self) -> None:
         """Tell the sinks that the operation began; its input is noted by now."""
-        if self.opened_workflow is not None:
-            self.opened_workflow.announce()
-        for sink in self.recorder.sinks:
-            try:
-                sink.started(self)
-            except Exception as error:
-                swallow(sink.where, error)
+        try:
+            if self.opened_workflow is not None:
+                self.opened_workflow.announce()
+            for sink in self.recorder.sinks:
+                try:
+                    sink.started(self)
+                except Exception as error:
+                    swallow(sink.where, error)
+        except BaseException as order:
+            self.finish(order)  # whoever started it will never hold it
+            raise
 
     # --- being current --------------------------------------------------------------------------
 
@@ -310,32 +336,61 @@ class Operation:
         outcome: Outcome | None = None,
         error_type: str | None = None,
         end_ns: int | None = None,
+        collected: bool = False,
     ) -> None:
         """Finish the operation; only the first call counts, in whichever thread it is made.
+
+        The garbage collector, too, makes calls: it closes streams, generators and coroutines. It may run in the
+        middle of any allocation, also while this thread holds a lock of a library that the sinks need;
+        finishing there would deadlock. Then the operation is noted down and finished after the next one.
 
         :param error: what ended it; decides the outcome where none is given.
         :param outcome: how it ended, where the caller knows better than the exception tells.
         :param error_type: ``error.type`` for a failure that is no exception.
         :param end_ns: monotonic nanoseconds of the end, where that lies in the past.
+        :param collected: True where the collector may be the one who calls; a GeneratorExit says so by itself.
         """
+        if (collected or type(error) is GeneratorExit) and _inside_locking_code():
+            _orphans.append((self, outcome or self.verdict or outcome_of(error), end_ns or self._now()))
+            return
+        self._conclude(error, outcome, error_type, end_ns)
+        if _orphans:
+            finish_orphans()
+
+    def _now(self) -> int | None:
+        try:
+            return self.recorder.clock.monotonic_ns()
+        except Exception:  # nothing can be counted or logged here
+            return None
+
+    def _conclude(
+        self, error: BaseException | None, outcome: Outcome | None, error_type: str | None, end_ns: int | None
+    ) -> None:
         if not self._once.acquire(blocking=False):
             return
         self._finished = True
         try:
             self._publish(self._record(error, outcome, error_type, end_ns))
         except Exception as problem:
-            self.span.end()
             swallow("finish", problem)
         finally:
-            # The opened workflow ends with its agent even where our own code fails.
+            # Nothing stays open, even where our own code fails.
+            if self.span.is_recording():
+                self._end_span()
             opened = self.opened_workflow
             if opened is not None:
                 opened.verdict, opened.reason = opened.verdict or self.verdict, opened.reason or self.reason
-                opened.finish(error, outcome=outcome, error_type=error_type, end_ns=end_ns)
+                opened._conclude(error, outcome, error_type, end_ns)  # noqa: SLF001 - one of us
         # The context holds the operation and the operation its context: without the knot it is freed at once.
         self.context = _NO_CONTEXT
-        if _orphans:
-            finish_orphans()
+        # What runs on beneath it (a stream) must not keep the application's object alive, which may hold the stream.
+        self.subject = None
+
+    def _end_span(self) -> None:
+        try:
+            self.span.end()
+        except Exception as problem:
+            swallow("span", problem)
 
     def _publish(self, record: Finished) -> None:
         for sink in self.recorder.sinks:
@@ -366,9 +421,10 @@ class Operation:
             usage, model = self.totals.known_usage(), self.totals.model
             cost, cost_source = self.totals.known_cost()
         return Finished(
-            self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name, model,
-            self.started_at_ns, max(0, end_ns - self.started_ns), usage, cost, cost_source, error, error_type,
-            self.reason, self.llm, self.input_length, self.output_length, self.input_text, self.output_text, first_chunk,
+            self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name,
+            model, self.started_at_ns, max(0, end_ns - self.started_ns), usage, cost, cost_source, error, error_type,
+            self.reason, self.llm, self.input_length, self.output_length, self.input_text, self.output_text,
+            first_chunk,
         )  # fmt: skip
 
     def _bill(self, call: LLMCall) -> tuple[Decimal | None, str | None]:
@@ -402,42 +458,36 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 # --- operations that the garbage collector ends -------------------------------------------------
 
-_orphans: deque[Operation] = deque()
+_orphans: deque[tuple[Operation, Outcome, int | None]] = deque()
 #: Code that takes locks which a sink may need too; a frame of it means: not now.
 _LOCKING_MODULES: Final = (
     "opentelemetry", "prometheus_client", "structlog", "logging", "threading", "queue",
     "taskpilot_instrument.sinks", "taskpilot_instrument._operation", "taskpilot_instrument._guard",
 )  # fmt: skip
 _THREAD_ENTRY: Final = frozenset({"run", "_bootstrap", "_bootstrap_inner"})
-_FRAMES_TO_CHECK: Final = 6
+_FRAMES_TO_CHECK: Final = 16
 
 
 def abandon(operation: Operation) -> None:
-    """Finish an operation whose stream or generator was collected, at the time of its last item.
-
-    The collector may run in the middle of any allocation, also while this thread holds a lock of a
-    library that the sinks need; finishing there would deadlock. Then it waits for the next finish.
-    """
-    if operation.is_finished:
-        return
-    if _inside_locking_code():
-        _orphans.append(operation)
-    else:
-        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns)
+    """Finish an operation whose stream or generator was collected, at the time of its last item."""
+    if not operation.is_finished:
+        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns, collected=True)
 
 
 def finish_orphans() -> None:
     """Finish what the collector left, from a place where no lock is held."""
     while _orphans:
         try:
-            operation = _orphans.popleft()
+            operation, outcome, end_ns = _orphans.popleft()
         except IndexError:  # another thread took it
             return
-        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns)
+        operation._conclude(None, outcome, None, end_ns)  # noqa: SLF001 - not finish(), which comes here again
 
 
 def _inside_locking_code() -> bool:
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the only way to see what the collector interrupted
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only way to see what the collector interrupted
+    while frame is not None and frame.f_globals is globals():
+        frame = frame.f_back  # on the way here
     for _ in range(_FRAMES_TO_CHECK):
         if frame is None:
             return False

@@ -96,12 +96,16 @@ def application_provider() -> "trace.TracerProvider | None":
 
 
 def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
-    """Build a provider; the SDK itself reads ``OTEL_TRACES_SAMPLER`` and ``OTEL_RESOURCE_ATTRIBUTES``."""
+    """Build a provider; the SDK itself reads ``OTEL_TRACES_SAMPLER`` and ``OTEL_BSP_*``.
+
+    :raises ConfigurationError: where no exporter can be made.
+    """
     attributes = {**settings.resource_attributes, RESOURCE_SERVICE_NAME: settings.service_name}
+    exporter = _exporter(settings) if settings.otlp_endpoint is not None else None
     provider = TracerProvider(resource=Resource.create(attributes))
-    if settings.otlp_endpoint is not None:
+    if exporter is not None:
         provider.add_span_processor(_EndCounter(counts))
-        provider.add_span_processor(BatchSpanProcessor(_CountingExporter(_exporter(settings), counts)))
+        provider.add_span_processor(BatchSpanProcessor(_CountingExporter(exporter, counts)))
     return provider
 
 

@@ -14,13 +14,16 @@ from typing import Any, Final, Generic
 
 from taskpilot_instrument._bodies import Body
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, abandon
+from taskpilot_instrument._operation import Operation, Recorder, abandon
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader
 
 _WATCH: Final = "_taskpilot_watch"
+#: The SDK has a handful of stream classes; an application that makes its own must not fill the memory.
+_MOST_CLASSES: Final = 128
 
-_open_watches: "weakref.WeakSet[Watch]" = weakref.WeakSet()
+#: Strong, because a WeakSet may not be walked while other threads add to it; every way to an end takes it out.
+_open_watches: "set[Watch]" = set()
 
 
 class Watch:
@@ -31,7 +34,7 @@ class Watch:
     """
 
     __slots__ = (
-        "__weakref__", "_body", "_clock", "_first_is_due", "_hooked", "_llm",
+        "_body", "_clock", "_finalizer", "_first_is_due", "_hooked", "_llm",
         "inside", "operation", "read_chunk", "reader", "typed",
     )  # fmt: skip
 
@@ -49,84 +52,108 @@ class Watch:
         self._first_is_due = self._llm.streamed
         self._hooked: Any = None
         self._body: Body | None = None
-        _open_watches.add(self)
+        self._finalizer: Any = None
 
     # --- what happens on the stream ---------------------------------------------------------------
 
     def saw(self, chunk: Any) -> None:
         """Note one chunk."""
-        self.operation.last_ns = now = self._clock()
-        if self._first_is_due:
-            self._first_is_due = False
-            self._llm.first_chunk_ns = now
         try:
+            self.operation.last_ns = now = self._clock()
+            if self._first_is_due:
+                self._first_is_due = False
+                self._llm.first_chunk_ns = now
             self.read_chunk(chunk)
+        except Exception as error:
+            swallow("usage", error)
+
+    def passed(self, part: bytes) -> None:
+        """Note some bytes of the body."""
+        try:
+            if self._body is not None:
+                self._body.feed(part)
         except Exception as error:
             swallow("usage", error)
 
     def ended(self) -> None:
         """Finish: the stream was read to its end."""
-        self._finish(None, None)
+        self._finish()
 
     def failed(self, error: BaseException) -> None:
         """Finish: reading raised ``error``."""
-        self._finish(error, None)
+        self._finish(error)
 
     def closed(self) -> None:
         """Finish, unless the SDK itself closed the response on its way to an end or an error."""
         if not self.inside:
-            self._finish(None, Outcome.SUCCESS if self.reader.complete else Outcome.CANCELLED)
+            self._finish(was_closed=True)
 
-    def _finish(self, error: BaseException | None, outcome: Outcome | None) -> None:
-        if self.operation.is_finished:
-            return
+    def _finish(self, error: BaseException | None = None, *, was_closed: bool = False) -> None:
+        outcome: Outcome | None = None
         error_type: str | None = None
         try:
-            if self._body is not None and not self.typed:
-                self._body.end()
-            self.reader.read_end()
-            failure = self.reader.failure
-            if failure is not None and error is None:
-                outcome, error_type = failure
+            if not self.operation.is_finished:
+                if self._body is not None and not self.typed:
+                    self._body.end()
+                self.reader.read_end()
+                if was_closed:
+                    outcome = Outcome.SUCCESS if self.reader.complete else Outcome.CANCELLED
+                if self.reader.failure is not None and error is None:
+                    outcome, error_type = self.reader.failure
         except Exception as problem:
             swallow("usage", problem)
-        self.operation.finish(error, outcome=outcome, error_type=error_type)
-        self._unhook()
+        finally:
+            self.operation.finish(error, outcome=outcome, error_type=error_type, collected=was_closed)
+            self._unhook()
 
     # --- hooks ------------------------------------------------------------------------------------
 
-    def hook(self, response: Any) -> None:
-        """Hear of the response's close; the hooks are gone again once the operation finished."""
-        self._hooked = weakref.ref(response)
-        setattr(response, _WATCH, self)
-        response.close = functools.partial(_close, self, response.close)
-        response.aclose = functools.partial(_aclose, self, response.aclose)
-        weakref.finalize(response, _collected, self.operation, self.reader).atexit = False
+    def hook(self, response: Any, body: Body) -> None:
+        """Hear of the response's close and end; the hooks are gone again once the operation finished.
 
-    def tee(self, response: Any, body: Body) -> None:
-        """Show the body's bytes to ``body`` as they pass, for callers who never parse them."""
-        self._body, feed = body, body.feed
-        response.iter_bytes = functools.partial(_iter_bytes, self, response.iter_bytes, feed)
-        response.aiter_bytes = functools.partial(_aiter_bytes, self, response.aiter_bytes, feed)
+        :param body: shown the bytes as they pass, for callers who never parse them.
+        """
+        self._hooked = weakref.ref(response)
+        self._body = body
+        try:
+            setattr(response, _WATCH, self)
+            response.close = functools.partial(_close, self, response.close)
+            response.aclose = functools.partial(_aclose, self, response.aclose)
+            response.iter_bytes = functools.partial(_iter_bytes, self, response.iter_bytes)
+            response.aiter_bytes = functools.partial(_aiter_bytes, self, response.aiter_bytes)
+            self._finalizer = weakref.finalize(response, _collected, self)
+            self._finalizer.atexit = False
+            _open_watches.add(self)
+        except BaseException:
+            self._unhook()  # all of it or nothing
+            raise
 
     def _unhook(self) -> None:
+        _open_watches.discard(self)
+        if self._finalizer is not None:
+            self._finalizer.detach()  # else it keeps us, and all that we know, as long as the response
         response = self._hooked() if self._hooked is not None else None
         for name in ("close", "aclose", "iter_bytes", "aiter_bytes", _WATCH):
             if response is not None:
                 response.__dict__.pop(name, None)
 
 
-def abandon_open_streams() -> None:
-    """Finish every stream that is still open, as a process does before it exits."""
+def abandon_open_streams(recorder: Recorder) -> None:
+    """Finish every stream that is still open under a recorder, as a process does before it exits."""
     for watch in list(_open_watches):
-        _collected(watch.operation, watch.reader)
+        if watch.operation.recorder is recorder:
+            _collected(watch)
 
 
-def _collected(operation: Operation, reader: ChunkReader) -> None:
+def _collected(watch: Watch) -> None:
+    _open_watches.discard(watch)
+    if watch.operation.is_finished:
+        return
     try:
-        if not operation.is_finished:
-            reader.read_end()
-            abandon(operation)
+        try:
+            watch.reader.read_end()
+        finally:
+            abandon(watch.operation)
     except Exception as error:
         swallow("abandon", error)
 
@@ -159,7 +186,9 @@ def watch_of(stream: Any) -> Watch | None:
 class _WatchedSync:
     """Goes before an SDK's sync stream class in the subclass that :func:`watched_class` makes."""
 
-    _sdk: Any = property(lambda self: super(_WatchedSync, self))
+    @property
+    def _sdk(self) -> Any:
+        return super()
 
     def __next__(self) -> Any:
         watch = watch_of(self)
@@ -173,7 +202,9 @@ class _WatchedSync:
 class _WatchedAsync:
     """Goes before an SDK's async stream class in the subclass that :func:`watched_class` makes."""
 
-    _sdk: Any = property(lambda self: super(_WatchedAsync, self))
+    @property
+    def _sdk(self) -> Any:
+        return super()
 
     async def __anext__(self) -> Any:
         watch = watch_of(self)
@@ -184,7 +215,7 @@ class _WatchedAsync:
         return self._sdk.__aiter__() if watch is None else _aiterate(watch, self._sdk.__aiter__(), watch.saw)
 
 
-@functools.cache
+@functools.lru_cache(_MOST_CLASSES)
 def watched_class(base: Any, *, is_async: bool) -> Any:
     """Return the subclass of an SDK's stream class that shows each chunk to the watch on its response.
 
@@ -192,7 +223,8 @@ def watched_class(base: Any, *, is_async: bool) -> Any:
     """
     mixin = _WatchedAsync if is_async else _WatchedSync
     parameters: tuple[Any, ...] = getattr(base, "__parameters__", ())
-    bases = (mixin, base[parameters], Generic[parameters]) if parameters else (mixin, base)
+    generic: Any = Generic
+    bases = (mixin, base[parameters], generic[parameters]) if parameters else (mixin, base)
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     watched: Any = types.new_class(base.__name__, bases, exec_body=lambda body: body.update(names))
     if parameters:
@@ -275,19 +307,13 @@ async def _aiterate(watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any
 # --- bytes --------------------------------------------------------------------------------------
 
 
-def _iter_bytes(
-    watch: Watch, original: Callable[..., Iterator[bytes]], feed: Callable[[bytes], None], *args: Any, **kwargs: Any
-) -> Iterator[bytes]:
+def _iter_bytes(watch: Watch, original: Callable[..., Iterator[bytes]], *args: Any, **kwargs: Any) -> Iterator[bytes]:
     source = original(*args, **kwargs)
-    return source if watch.typed else _iterate(watch, source, feed)
+    return source if watch.typed else _iterate(watch, source, watch.passed)
 
 
 def _aiter_bytes(
-    watch: Watch,
-    original: Callable[..., AsyncIterator[bytes]],
-    feed: Callable[[bytes], None],
-    *args: Any,
-    **kwargs: Any,
+    watch: Watch, original: Callable[..., AsyncIterator[bytes]], *args: Any, **kwargs: Any
 ) -> AsyncIterator[bytes]:
     source = original(*args, **kwargs)
-    return source if watch.typed else _aiterate(watch, source, feed)
+    return source if watch.typed else _aiterate(watch, source, watch.passed)

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from random import getrandbits
 from typing import NamedTuple
 
+import structlog.contextvars
+from structlog.contextvars import get_contextvars
+
 
 def random_request_id() -> str:
     """Return a new id such as ``req-5f1c…``; `random` reseeds itself after a fork."""
@@ -50,7 +53,11 @@ def new_ids(
 
 
 def _bound_request_id() -> str | None:
-    from structlog.contextvars import get_contextvars
-
-    bound = get_contextvars().get("request_id")
+    bound = get_contextvars().get("request_id") if _anything_is_bound() else None
     return bound if isinstance(bound, str) and bound else None
+
+
+def _anything_is_bound() -> bool:
+    """Tell whether structlog's contextvars may hold a request id; asking them costs a microsecond."""
+    known = getattr(structlog.contextvars, "_CONTEXT_VARS", None)
+    return known is None or f"{structlog.contextvars.STRUCTLOG_KEY_PREFIX}request_id" in known

@@ -10,6 +10,7 @@ from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, Recorder, active, current
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import GEN_AI_TOOL_DESCRIPTION, Kind
+from taskpilot_instrument.typing import Capture
 
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any]")
 
@@ -193,7 +194,9 @@ def _wrap_entry(cls: type, name: str, spec: _Spec) -> bool:
     return True
 
 
-def _entry_begin(kind: Kind, cls: type, *, bound: bool) -> Callable[[tuple[Any, ...], dict[str, Any]], Operation | None]:
+def _entry_begin(
+    kind: Kind, cls: type, *, bound: bool
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Operation | None]:
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
         recorder = active()
         if recorder is None:
@@ -222,7 +225,7 @@ def _follow_subclasses(cls: type) -> None:
 
     def __init_subclass__(subclass: type, **kwargs: Any) -> None:  # noqa: N807 - it becomes that method
         # Not super(cls, …): ``@dataclass(slots=True)`` makes a new class of the same body.
-        owner = next(base for base in subclass.__mro__[1:] if base.__dict__.get("__init_subclass__") is hook)
+        owner: Any = next(base for base in subclass.__mro__[1:] if base.__dict__.get("__init_subclass__") is hook)
         if original is not None:
             original.__get__(None, subclass)(**kwargs)
         else:
@@ -235,8 +238,9 @@ def _follow_subclasses(cls: type) -> None:
         except Exception as error:
             swallow("subclass", error)
 
-    hook = classmethod(__init_subclass__)
-    cls.__init_subclass__ = hook  # type: ignore[assignment] # a classmethod object is what the class body would hold
+    as_method: Any = classmethod  # its type wants a class where this is given a plain function
+    hook = as_method(__init_subclass__)
+    cls.__init_subclass__ = hook  # type: ignore[method-assign] # a classmethod object is what the class body would hold
 
 
 # --- starting -----------------------------------------------------------------------------------
@@ -265,19 +269,23 @@ def _start(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Operation:
+    text = _text(recorder.capture, args, kwargs) if recorder.capture is not None else None
     operation = Operation(recorder, kind, name, subject=subject, attributes=attributes)
+    operation.input_text = text
     for value in args or kwargs.values():
         if type(value) is str:
             operation.input_length = len(value)
             break
-    if recorder.capture is not None:
-        try:
-            operation.input_text = recorder.capture({**dict(enumerate(args)), **kwargs} if kwargs else _one(args))
-        except Exception as error:
-            swallow("capture", error)
     operation.announce()
     return operation
 
 
-def _one(args: tuple[Any, ...]) -> Any:
-    return args[0] if len(args) == 1 else list(args)
+def _text(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    try:
+        if kwargs:
+            given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+            return capture(given)
+        return capture(args[0] if len(args) == 1 else list(args))
+    except Exception as error:
+        swallow("capture", error)
+        return None

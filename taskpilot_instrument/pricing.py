@@ -168,13 +168,9 @@ class PriceBook:
         """Return the exact cost of an LLM call, None where it is unknown."""
         if call.usage is None:
             return None
-        return self.price(
+        return self._priced(
             call.usage,
-            call.model,
-            response_model=call.response_model,
-            provider=call.provider,
-            base_url=call.base_url,
-            service_tier=call.service_tier,
+            Lookup(call.model, call.response_model, call.provider, call.base_url, call.service_tier),
         )
 
     def price(
@@ -195,11 +191,13 @@ class PriceBook:
         :param base_url: where the call went; a host that nobody knows is taken for a gateway.
         :param service_tier: the tier that served the call.
         """
+        return self._priced(usage, Lookup(model, response_model, provider, base_url, service_tier))
+
+    def _priced(self, usage: TokenUsage, key: Lookup) -> Price | None:
         since, cache = self._cache
         if since != self._table.version:
             # Read the version first: a change in between starts one more cache, and no stale one.
             since, cache = self._cache = (self._table.version, {})
-        key = Lookup(model, response_model, provider, base_url, service_tier)
         answer = cache.get(key)
         if answer is None or answer.until <= self._now():
             if len(cache) >= _MAX_LOOKUPS:
@@ -231,7 +229,8 @@ class PriceBook:
         )
 
 
-_BOOK: Final = PriceBook()
+#: The book that everything shares unless it is given a table of its own, so that a model is warned of once.
+BOOK: Final = PriceBook()
 
 
 def calculate_cost(
@@ -273,7 +272,7 @@ def calculate_cost(
         raise ConfigurationError(
             f"reasoning_tokens ({reasoning_tokens}) are part of output_tokens ({output_tokens}) and cannot exceed them"
         )
-    price = _BOOK.price(TokenUsage(**counts), model, provider=provider)
+    price = BOOK.price(TokenUsage(**counts), model, provider=provider)
     return float(price.usd) if price is not None else None
 
 

@@ -4,6 +4,7 @@ import atexit
 import functools
 import threading
 import time
+import warnings
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,7 @@ from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.health import Health, tally
-from taskpilot_instrument.pricing import PriceBook
+from taskpilot_instrument.pricing import BOOK, MODEL_PRICING, PriceBook
 from taskpilot_instrument.redaction import capture_text, redact, redactor
 from taskpilot_instrument.semconv import L_LABEL, M_LABEL_OVERFLOW, SCOPE_NAME
 from taskpilot_instrument.settings import CaptureContent, LogTarget, Settings
@@ -70,10 +71,10 @@ class Instrumentation:
                 self._server = _serve_metrics(settings.metrics_port, settings.metrics_address, self.metrics.registry)
                 opened.callback(self._server.server_close)
                 opened.callback(self._server.shutdown)
+            traces = TraceSink(self._provider.tracer(), content_on_spans=settings.content_on_spans)
+            sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs)
+            self._recorder = Recorder(traces, sinks, _price_book(settings), self._clock, _capture(settings))
             self._opened = opened.pop_all()
-        traces = TraceSink(self._provider.tracer(), content_on_spans=settings.content_on_spans)
-        sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs)
-        self._recorder = Recorder(traces, sinks, PriceBook(settings.pricing), self._clock, _capture(settings))
 
     # --- beginning and end ------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Instrumentation:
         atexit.unregister(self._at_exit)
         for patch in self._patches:
             patch.undo()
-        abandon_open_streams()
+        abandon_open_streams(self._recorder)
         finish_orphans()
         _running.remove(self)
         activate(_running[-1]._recorder if _running else None)  # noqa: SLF001 - one of us
@@ -127,7 +128,7 @@ class Instrumentation:
         return self._provider.flush(timeout_s)
 
     def _at_exit(self) -> None:
-        abandon_open_streams()
+        abandon_open_streams(self._recorder)
         finish_orphans()
 
     def __enter__(self) -> Self:
@@ -217,7 +218,8 @@ class _Provider:
         self.destination = redact(settings.otlp_endpoint or "nowhere (set OTEL_EXPORTER_OTLP_ENDPOINT)")
 
     def tracer(self) -> Tracer:
-        return self.provider.get_tracer(SCOPE_NAME, __version__)
+        with warnings.catch_warnings():  # the SDK puts a filter of its own before the application's
+            return self.provider.get_tracer(SCOPE_NAME, __version__)
 
     def flush(self, timeout_s: float) -> bool:
         flush = getattr(self.provider, "force_flush", None)
@@ -266,6 +268,10 @@ def _label_overflow(metrics: MetricsBackend) -> dict[str, int]:
         for sample in family.samples
         if sample.name == M_LABEL_OVERFLOW
     }
+
+
+def _price_book(settings: Settings) -> PriceBook:
+    return BOOK if settings.pricing is None else PriceBook({**MODEL_PRICING, **settings.pricing})
 
 
 def _capture(settings: Settings) -> Capture | None:
@@ -343,15 +349,17 @@ def instrumentation() -> Instrumentation:
 
     :raises NotInstrumentedError: before ``instrument()`` and after ``uninstrument()``.
     """
-    if _instrumentation is None:
+    found = _instrumentation  # read once: another thread may undo it meanwhile
+    if found is None:
         raise NotInstrumentedError("nothing is observed yet: call taskpilot_instrument.instrument() first")
-    return _instrumentation
+    return found
 
 
 def uninstrument() -> None:
     """Undo ``instrument()``; do nothing where it is not in force."""
-    if _instrumentation is not None:
-        _instrumentation.uninstrument()
+    found = _instrumentation
+    if found is not None:
+        found.uninstrument()
 
 
 def golden_signals(
@@ -371,4 +379,5 @@ def golden_signals(
 
 def health() -> Health:
     """Report how well the instrumentation itself is doing; also before ``instrument()``."""
-    return _instrumentation.health() if _instrumentation is not None else Health(active=False)
+    found = _instrumentation
+    return found.health() if found is not None else Health(active=False)

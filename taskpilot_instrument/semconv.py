@@ -193,7 +193,8 @@ LIMIT_CONFIGURED: Final = "configured"
 
 #: Bucket bounds in seconds: the thresholds 2 s and 5 s of the golden signals are bounds of their own.
 DURATION_BUCKETS: Final = (
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
+    900.0, 3600.0,
 )  # fmt: skip
 
 # OpenTelemetry metrics and their bounds, as the GenAI conventions give them.

@@ -2,8 +2,8 @@
 
 An argument comes before a ``TASKPILOT_*`` variable, that before an ``OTEL_*`` variable, that before
 the default. An empty variable counts as not set. A wrong value is a :class:`ConfigurationError` that
-says what would be right; an unknown ``TASKPILOT_*`` variable is only warned of, for it may be the
-application's own.
+says what would be right. A ``TASKPILOT_*`` variable that is no setting may be the application's own:
+where its name comes close to a setting's, a warning says which.
 """
 
 import logging
@@ -301,7 +301,7 @@ class Settings:
         if unknown:
             said = ", ".join(f"{name!r}{did_you_mean(name, _SPECS)}" for name in unknown)
             raise ConfigurationError(f"unknown setting {said}. Valid settings: {', '.join(sorted(_SPECS))}")
-        _warn_of_unknown_variables(environ)
+        _warn_of_misspelt_variables(environ)
         values: dict[str, Any] = {}
         for name, spec in _SPECS.items():
             if arguments.get(name) is not None:
@@ -334,9 +334,11 @@ def _shown(default: object) -> str:
     return str(dict(default)) if isinstance(default, Mapping) else str(default)
 
 
-def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+def _warn_of_misspelt_variables(environ: Mapping[str, str]) -> None:
+    """Warn of names that come close to a setting's; what comes close to none is the application's own."""
     known = {source.variable for spec in _SPECS.values() for source in spec.sources}
     unknown = sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
-    if unknown:
-        said = ", ".join(f"{name}{did_you_mean(name, known, prefix=_PREFIX)}" for name in unknown)
+    suggested = [(name, did_you_mean(name, known, prefix=_PREFIX)) for name in unknown]
+    said = ", ".join(name + suggestion for name, suggestion in suggested if suggestion)
+    if said:
         _log.warning("taskpilot_instrument: no setting has the environment variable %s", said)

@@ -74,7 +74,9 @@ class FakeClock:
 class Captured:
     """What was recorded so far."""
 
-    def __init__(self, handle: Instrumentation, exporter: InMemorySpanExporter, log: io.StringIO, clock: FakeClock | None):
+    def __init__(
+        self, handle: Instrumentation, exporter: InMemorySpanExporter, log: io.StringIO, clock: FakeClock | None
+    ) -> None:
         self.handle = handle
         self.clock = clock
         self._exporter = exporter
@@ -132,7 +134,7 @@ class Captured:
         ids = {span.context.span_id for span in spans if span.context is not None}
 
         def below(parent: int | None, depth: int) -> Iterator[str]:
-            for span in sorted(spans, key=lambda each: (each.start_time or 0)):
+            for span in sorted(spans, key=lambda each: each.start_time or 0):
                 above = span.parent.span_id if span.parent is not None and span.parent.span_id in ids else None
                 if above == parent and span.context is not None:
                     yield "  " * depth + span.name

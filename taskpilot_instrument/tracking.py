@@ -1,2 +1,75 @@
-"""stub"""
-def track_llm_metrics(result, agent_name, metrics): ...
+"""Record an LLM call that no patch can see: another provider's client, a gateway, an agent framework's result."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from opentelemetry.trace import INVALID_SPAN
+
+from taskpilot_instrument._bodies import as_object
+from taskpilot_instrument._operation import Finished, LLMCall, active, current
+from taskpilot_instrument.context import Ids
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.patches._openai_response import read_response
+from taskpilot_instrument.pricing import BOOK
+from taskpilot_instrument.semconv import OPERATION_CHAT, Kind, Outcome
+from taskpilot_instrument.sinks.metrics import MetricsBackend
+from taskpilot_instrument.usage import TokenUsage
+
+
+def track_llm_metrics(
+    result: Any,
+    agent_name: str,
+    metrics: MetricsBackend,
+    *,
+    model: str | None = None,
+    provider: str = "openai",
+) -> float | None:
+    """Count one LLM call's tokens and cost from its result, for calls that the patches cannot see.
+
+    Do not use it for calls of a patched client: they are counted already. The call's latency is unknown, so
+    it counts in no latency; inside a workflow its tokens and cost roll up into the spans around it.
+
+    :param result: a response with ``usage`` in OpenAI's or Anthropic's shape, as object or dictionary, or an
+        agent framework's with ``usage_details`` (``input_token_count``, ``output_token_count``).
+    :param agent_name: the agent that the call belongs to.
+    :param metrics: where to count, such as ``instrument().metrics``.
+    :param model: the model's name, where the result has none.
+    :param provider: ``gen_ai.provider.name``; decides which price list is asked first.
+    :returns: the cost in USD, None where it is unknown.
+    :raises ConfigurationError: where ``agent_name`` is no name or ``metrics`` no backend.
+    """
+    if not isinstance(agent_name, str) or not agent_name:
+        raise ConfigurationError(f"agent_name takes the agent's name, not {agent_name!r}")
+    if not isinstance(metrics, MetricsBackend):
+        raise ConfigurationError(f"metrics takes a MetricsBackend such as instrument().metrics, not {metrics!r}")
+    call = _read(as_object(result), model, provider)
+    recorder, around = active(), current()
+    price = (recorder.prices if recorder is not None else BOOK).price_call(call)
+    if recorder is not None and metrics in recorder.sinks:
+        while around is not None:
+            if around.totals is not None:
+                around.totals.add(call, price)
+            around = around.parent
+    around = current()
+    metrics.record_call(
+        Finished(
+            Kind.LLM, call.operation, Outcome.SUCCESS, INVALID_SPAN, Ids(""), None,
+            around.workflow_name if around is not None else None, agent_name, call.model, 0, 0, call.usage,
+            price.usd if price is not None else None, price.source if price is not None else "unknown",
+            None, None, None, call, None, None, None, None, None,
+        )
+    )  # fmt: skip
+    return float(price.usd) if price is not None else None
+
+
+def _read(response: Any, model: str | None, provider: str) -> LLMCall:
+    call = LLMCall(OPERATION_CHAT, model, provider=provider)
+    read_response(call, response)
+    details = getattr(response, "usage_details", None)
+    if call.usage is None and details is not None:
+        details = details if not isinstance(details, dict) else SimpleNamespace(**details)
+        call.usage = TokenUsage(
+            getattr(details, "input_token_count", None), getattr(details, "output_token_count", None)
+        )
+    call.model = model or call.response_model
+    return call

@@ -14,8 +14,15 @@ class WorkflowRun:
     """One workflow run: a block for ``with`` or ``async with``; made by :func:`workflow`."""
 
     def __init__(self, name: str, request_id: str | None, session_id: str | None, user_id: str | None) -> None:
-        for argument, value in (("name", name), ("request_id", request_id), ("session_id", session_id), ("user_id", user_id)):
-            if (value is None and argument == "name") or (value is not None and (not isinstance(value, str) or not value)):
+        for argument, value in (
+            ("name", name),
+            ("request_id", request_id),
+            ("session_id", session_id),
+            ("user_id", user_id),
+        ):
+            if (value is None and argument == "name") or (
+                value is not None and (not isinstance(value, str) or not value)
+            ):
                 raise ConfigurationError(f"workflow({argument}=…) takes a non-empty string, not {value!r}")
         self.name = name
         self._given = (request_id, session_id, user_id)
@@ -93,7 +100,11 @@ class WorkflowRun:
 def workflow(
     name: str, *, request_id: str | None = None, session_id: str | None = None, user_id: str | None = None
 ) -> WorkflowRun:
-    """Open a workflow run around a block: ``with workflow("triage") as run:``.
+    """Open the run of a whole task around a block.
+
+    .. code-block:: python
+
+        with workflow("triage", request_id="req-abc-123") as run: ...
 
     The outcome is ``success`` unless an exception leaves the block or ``run.fail(…)`` says otherwise.
 

@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai._base_client import AsyncAPIClient, SyncAPIClient
 
-from taskpilot_instrument import _operation
+from taskpilot_instrument import _guard, _operation
 from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.testing import Captured, capture
 
@@ -43,10 +43,16 @@ async def aclient(server: EmbeddedServer) -> AsyncIterator[openai.AsyncOpenAI]:
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Assert that a test leaves no patch, no active recorder and no current operation behind."""
-    before = [vars(owner)[name] for owner in (SyncAPIClient, AsyncAPIClient) for name in ("request", "_process_response")]
+    gc.freeze()  # what is there already need not be looked through again when the test ends
+    _guard.reset()
+    before = [
+        vars(owner)[name] for owner in (SyncAPIClient, AsyncAPIClient) for name in ("request", "_process_response")
+    ]
     yield
     gc.collect()
-    after = [vars(owner)[name] for owner in (SyncAPIClient, AsyncAPIClient) for name in ("request", "_process_response")]
+    after = [
+        vars(owner)[name] for owner in (SyncAPIClient, AsyncAPIClient) for name in ("request", "_process_response")
+    ]
     assert before == after
     assert _operation.active() is None
     assert _operation.current() is None

@@ -43,7 +43,7 @@ async def main() -> None:
         signals = tp.golden_signals()
         figures = instrumentation.metrics.get_golden_signals()
     assert 66.67 == figures["success_rate"], figures
-    print(signals)  # noqa: T201 - whoever runs it wants to see them
+    print(signals)
 
 
 asyncio.run(main())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-import grpc
+import grpc  # type: ignore[import-untyped]  # ships no types
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -154,7 +154,7 @@ class HttpReceiver(Receiver):
                 self.end_headers()
                 self.wfile.write(answer)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *_: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -187,7 +187,9 @@ class GrpcReceiver(Receiver):
         receiver = self
 
         class Service(trace_service_pb2_grpc.TraceServiceServicer):
-            def Export(self, request: ExportTraceServiceRequest, context: Any) -> ExportTraceServiceResponse:
+            def Export(  # noqa: N802 - the protocol's name
+                self, request: ExportTraceServiceRequest, context: Any
+            ) -> ExportTraceServiceResponse:
                 receiver.may_answer.wait(10)
                 if not receiver.answer:
                     context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
@@ -197,7 +199,7 @@ class GrpcReceiver(Receiver):
 
         self._pool = ThreadPoolExecutor(2)
         self._server = grpc.server(self._pool)
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), self._server)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), self._server)  # type: ignore[no-untyped-call]
         self._port = self._server.add_insecure_port("127.0.0.1:0")
 
     @property

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics_records import agent_run, llm_call, workflow_run
 from prometheus_client import CollectorRegistry, Counter
@@ -125,6 +125,7 @@ def test_both_parsers_accept_awkward_names(
 name_strategy = st.one_of(st.sampled_from(AWKWARD), st.text(min_size=1, max_size=12))
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(name_strategy, name_strategy), max_size=6))
 def test_any_agent_and_model_can_be_exposed(pairs: list[tuple[str, str]]) -> None:
     """Whatever agents and models are called, the output parses, and the totals count each call once."""
@@ -135,6 +136,7 @@ def test_any_agent_and_model_can_be_exposed(pairs: list[tuple[str, str]]) -> Non
     found = values(backend)
     assert 0.25 * len(pairs) == found["llm_cost_total"]
     assert 150 * len(pairs) == found["llm_tokens_input_total"]
+    backend.close()
 
 
 def test_values_that_collide_are_added_up_and_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -56,9 +56,7 @@ def test_identity_pickling_and_copies() -> None:
     assert pickle.loads(pickle.dumps(Planner)) is Planner
 
 
-@pytest.mark.parametrize(
-    ("cls", "result"), [(Planner, "p:g"), (Careful, "p:g!"), (Undecorated, "other:g")]
-)
+@pytest.mark.parametrize(("cls", "result"), [(Planner, "p:g"), (Careful, "p:g!"), (Undecorated, "other:g")])
 def test_run_execute_super_is_one_span(captured: Captured, cls: type[Planner], result: str) -> None:
     """run() → execute() → super().run() is one span, named after the instance's class."""
     assert cls().run("g") == result

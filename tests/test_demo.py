@@ -21,6 +21,8 @@ from taskpilot_instrument.cli import main
 from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
 from taskpilot_instrument.testing import Captured
 
+pytestmark = pytest.mark.openai
+
 EXAMPLE: Final = Path(__file__).resolve().parent.parent / "examples" / "taskpilot_workflow.py"
 
 

@@ -1,5 +1,7 @@
 """The golden signals: definitions, filters, windows, verdicts and how they are shown."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
@@ -20,9 +22,10 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def backend(clock: ManualClock) -> MetricsBackend:
+def backend(clock: ManualClock) -> Iterator[MetricsBackend]:
     """A backend on that clock."""
-    return MetricsBackend(clock=clock.clock)
+    with closing(MetricsBackend(clock=clock.clock)) as made:
+        yield made
 
 
 # --- definitions ------------------------------------------------------------------------------------

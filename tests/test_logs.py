@@ -451,7 +451,7 @@ def test_a_broken_hook_loses_the_message_not_the_line(swallowing: None) -> None:
     assert "private" not in bench.stream.getvalue()
 
 
-class Unspeakable(Exception):  # noqa: N818 - the name says it
+class Unspeakable(Exception):
     """An exception that cannot say what it is."""
 
     def __str__(self) -> str:

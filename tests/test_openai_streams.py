@@ -40,20 +40,24 @@ def ended(captured: Captured, name: str = "chat gpt-4o-mini") -> tuple[str, Any,
 
 
 def read_all(client: openai.OpenAI) -> None:
+    """Read a stream: read all."""
     list(client.chat.completions.create(**ASK))
 
 
 def read_by_next(client: openai.OpenAI) -> None:
+    """Read a stream: read by next."""
     stream = client.chat.completions.create(**ASK)
     while next(stream, None) is not None:
         pass
 
 
 def read_responses(client: openai.OpenAI) -> None:
+    """Read a stream: read responses."""
     list(client.responses.create(model="gpt-4o-mini", input="hi", stream=True))
 
 
 def chat_helper(client: openai.OpenAI) -> None:
+    """Read a stream: chat helper."""
     with client.chat.completions.stream(
         model="gpt-4o-mini", messages=MESSAGES, stream_options={"include_usage": True}
     ) as stream:
@@ -63,6 +67,7 @@ def chat_helper(client: openai.OpenAI) -> None:
 
 
 def responses_helper(client: openai.OpenAI) -> None:
+    """Read a stream: responses helper."""
     with client.responses.stream(model="gpt-4o-mini", input="hi") as stream:
         for _ in stream:
             pass
@@ -70,32 +75,38 @@ def responses_helper(client: openai.OpenAI) -> None:
 
 
 def raw_parse(client: openai.OpenAI) -> None:
+    """Read a stream: raw parse."""
     raw = client.chat.completions.with_raw_response.create(**ASK)
     assert raw.headers["x-request-id"]
     list(raw.parse())
 
 
 def streaming_response_parse(client: openai.OpenAI) -> None:
+    """Read a stream: streaming response parse."""
     with client.chat.completions.with_streaming_response.create(**ASK) as response:
         assert len(list(response.parse())) > 3
 
 
 def streaming_response_lines(client: openai.OpenAI) -> None:
+    """Read a stream: streaming response lines."""
     with client.chat.completions.with_streaming_response.create(**ASK) as response:
         assert any("three" in line for line in list(response.iter_lines()))
 
 
 def streaming_response_bytes(client: openai.OpenAI) -> None:
+    """Read a stream: streaming response bytes."""
     with client.chat.completions.with_streaming_response.create(**ASK) as response:
         assert b"[DONE]" in b"".join(response.iter_bytes(chunk_size=7))
 
 
 def streaming_response_whole(client: openai.OpenAI) -> None:
+    """Read a stream: streaming response whole."""
     with client.chat.completions.with_streaming_response.create(model="gpt-4o-mini", messages=MESSAGES) as response:
         assert response.parse().usage.total_tokens == 200
 
 
 def closed_after_the_end(client: openai.OpenAI) -> None:
+    """Read a stream: closed after the end."""
     with client.chat.completions.create(**ASK) as stream:
         for _ in stream:
             pass
@@ -174,7 +185,7 @@ def test_abandoned(captured: Captured, server: EmbeddedServer, client: openai.Op
     server.script(REPLY)
     stream = client.chat.completions.create(**ASK)
     next(stream)
-    before = captured.handle._clock.epoch_ns()  # noqa: SLF001 - the clock that the span was timed by
+    before = captured.handle._clock.epoch_ns()
     import time
 
     time.sleep(0.05)
@@ -261,22 +272,26 @@ def test_no_hook_stays_on_the_response(captured: Captured, server: EmbeddedServe
 
 
 async def aread_all(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: aread all."""
     async for _ in await client.chat.completions.create(**ASK):
         pass
 
 
 async def aread_by_anext(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: aread by anext."""
     stream = await client.chat.completions.create(**ASK)
     while await anext(stream, None) is not None:
         pass
 
 
 async def aread_responses(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: aread responses."""
     async for _ in await client.responses.create(model="gpt-4o-mini", input="hi", stream=True):
         pass
 
 
 async def achat_helper(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: achat helper."""
     async with client.chat.completions.stream(
         model="gpt-4o-mini", messages=MESSAGES, stream_options={"include_usage": True}
     ) as stream:
@@ -285,18 +300,21 @@ async def achat_helper(client: openai.AsyncOpenAI) -> None:
 
 
 async def araw_parse(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: araw parse."""
     raw = await client.chat.completions.with_raw_response.create(**ASK)
     async for _ in raw.parse():
         pass
 
 
 async def astreaming_response_lines(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: astreaming response lines."""
     async with client.chat.completions.with_streaming_response.create(**ASK) as response:
         async for _ in response.iter_lines():
             pass
 
 
 async def astreaming_response_whole(client: openai.AsyncOpenAI) -> None:
+    """Read a stream: astreaming response whole."""
     async with client.chat.completions.with_streaming_response.create(
         model="gpt-4o-mini", messages=MESSAGES
     ) as response:

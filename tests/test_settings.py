@@ -200,7 +200,7 @@ def test_an_endpoint_without_scheme_is_for_grpc_only() -> None:
 
 def test_resource_attributes_are_read_as_opentelemetry_reads_them() -> None:
     """Pairs are percent-decoded, and the service's name is not one of them."""
-    environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop, team=a%2Cb ,deployment.environment.name=prod"}
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop, team=a%2Cb ,,deployment.environment.name=prod,"}
 
     assert {"team": "a,b", "deployment.environment.name": "prod"} == resolve(environ).resource_attributes
 
@@ -332,14 +332,22 @@ def test_an_unknown_setting_is_told_with_the_valid_ones() -> None:
     assert [each.name for each in fields(Settings)] == [each.name for each in fields(Settings) if each.name in said]
 
 
-def test_unknown_variables_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """A TASKPILOT_* variable that is no setting is warned of once, with a suggestion; others are not ours."""
-    resolve({"TASKPILOT_LABELCAP": "5", "TASKPILOT_ZZ": "1", "PATH": "/bin"})
+def test_misspelt_variables_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """TASKPILOT_* variables that nearly are settings are warned of together, each with what was meant."""
+    resolve({"TASKPILOT_LABELCAP": "5", "TASKPILOT_LOG_LEVLE": "INFO"})
 
     assert [
         "taskpilot_instrument: no setting has the environment variable "
-        "TASKPILOT_LABELCAP (did you mean 'TASKPILOT_LABEL_CAP'?), TASKPILOT_ZZ"
+        "TASKPILOT_LABELCAP (did you mean 'TASKPILOT_LABEL_CAP'?), "
+        "TASKPILOT_LOG_LEVLE (did you mean 'TASKPILOT_LOG_LEVEL'?)"
     ] == [record.getMessage() for record in caplog.records]
+
+
+def test_variables_of_the_application_are_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """A TASKPILOT_* variable that resembles no setting is nobody's mistake."""
+    assert resolve() == resolve({"TASKPILOT_DATABASE_URL": "sqlite://", "TASKPILOT_REQUIRE_BACKENDS": "1"})
+
+    assert [] == caplog.records
 
 
 # --- the table ----------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_further_keys_share_a_cell() -> None:
 
 
 def test_memory_has_a_ceiling() -> None:
-    """A day of load too varied to keep in full takes no more than the budgets, and no run of the all-time sum is lost."""
+    """A day of load too varied to keep in full stays within the budgets, and no run of the all-time sum is lost."""
     clock = ManualClock()
     tiers = tuple(spec._replace(budget=spec.budget // 20) for spec in TIERS)
     budget = sum(spec.budget for spec in tiers)

@@ -14,7 +14,7 @@ from taskpilot_instrument.embedded._reply import Reply
 Handle = Callable[[str, str, dict[str, str], Any], tuple[Reply, Answer, str]]
 
 #: Seconds between looks at whether to stop.
-_POLL: Final = 0.05
+_POLL: Final = 0.02
 #: Seconds to wait for a thread that is busy with something other than its connection.
 _PATIENCE: Final = 5.0
 _THREAD_NAME: Final = "taskpilot-embedded-server"

@@ -30,7 +30,10 @@ def _message(item: Any) -> dict[str, Any]:
         return {"role": "user", "parts": [{"type": "text", "content": str(item)}]}
     kind = item.get("type")
     if kind == "function_call":
-        return {"role": "assistant", "parts": [_call_part(item.get("call_id"), item.get("name"), item.get("arguments"))]}
+        return {
+            "role": "assistant",
+            "parts": [_call_part(item.get("call_id"), item.get("name"), item.get("arguments"))],
+        }
     if kind == "function_call_output" or item.get("role") == "tool":
         call_id = item.get("call_id") or item.get("tool_call_id")
         result = item.get("output", item.get("content"))

@@ -27,7 +27,7 @@ class Patch:
         self.name = name
         self.optional = optional
         self._wrapper = wrapper
-        self._layer: wrapt.FunctionWrapper | None = None
+        self._layer: Any = None
         #: True where the method was there to be patched.
         self.found = False
 
@@ -55,15 +55,16 @@ class Patch:
         layer, self._layer = self._layer, None
         if layer is None:
             return
-        top = self.owner.__dict__.get(self.name)
+        original = layer.__wrapped__
+        top: Any = self.owner.__dict__.get(self.name)
         if top is layer:
-            setattr(self.owner, self.name, layer.__wrapped__)
+            setattr(self.owner, self.name, original)
             return
-        above = top
+        above: Any = top
         while above is not None:
-            below = getattr(above, "__wrapped__", None)
-            if below is layer and isinstance(above, wrapt.ObjectProxy):
-                above.__wrapped__ = layer.__wrapped__
+            below: Any = getattr(above, "__wrapped__", None)
+            if below is layer and isinstance(above, wrapt.FunctionWrapper):
+                above.__wrapped__ = original
                 return
             above = below
         # Somebody's closure holds our layer and cannot be opened: it stays there and only passes calls on.
@@ -71,7 +72,7 @@ class Patch:
 
 def _find_ours(top: Any) -> Any:
     while top is not None:
-        if isinstance(top, wrapt.ObjectProxy) and getattr(top, _OURS, False):
+        if isinstance(top, wrapt.FunctionWrapper) and getattr(top, _OURS, False):
             return top
         top = getattr(top, "__wrapped__", None)
     return None

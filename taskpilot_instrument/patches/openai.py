@@ -12,7 +12,7 @@ from typing import Any, Final, get_args, get_origin
 
 from taskpilot_instrument._bodies import EventBody, JsonBody, as_object, parse
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, active, current
+from taskpilot_instrument._operation import LLMCall, Operation, active, current
 from taskpilot_instrument._streams import Watch, watched_class
 from taskpilot_instrument.health import tally
 from taskpilot_instrument.patches._openai_content import capture_input
@@ -48,11 +48,11 @@ def patches() -> list[Patch]:
 
 
 def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    call = _before(client, args, kwargs, is_async=False)
+    call = _before(client, args, kwargs)
     if call is None:
         return wrapped(*args, **kwargs)
-    call.operation.enter()
     try:
+        call.begin(is_async=False)
         result = wrapped(*args, **call.kwargs)
     except BaseException as error:
         call.operation.leave()
@@ -66,11 +66,11 @@ def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kw
 async def _async_request(
     wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    call = _before(client, args, kwargs, is_async=True)
+    call = _before(client, args, kwargs)
     if call is None:
         return await wrapped(*args, **kwargs)
-    call.operation.enter()
     try:
+        call.begin(is_async=True)
         result = await wrapped(*args, **call.kwargs)
     except BaseException as error:
         call.operation.leave()
@@ -81,9 +81,7 @@ async def _async_request(
     return result
 
 
-def _process_response(
-    wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _process_response(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _note_transport(kwargs)
     return wrapped(*args, **kwargs)
 
@@ -108,8 +106,8 @@ def _note_transport(kwargs: dict[str, Any]) -> None:
 # --- before the call ----------------------------------------------------------------------------
 
 
-def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_async: bool) -> "_Call | None":
-    """Start the operation of a billable call; None for any other call, and where our own code fails."""
+def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call | None":
+    """Make the operation of a billable call; None for any other call, and where our own code fails."""
     recorder = active()
     if recorder is None:
         return None
@@ -118,39 +116,50 @@ def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_as
         surface = surface_of(options.method, options.url)
         if surface is None:
             return None
-        tally.seen()
         around = current()
         if around is not None and around.subject is options:
             return None  # somebody's layer calls ours twice for one request
+        tally.seen()
         streamed = bool(kwargs.get("stream"))
         body = body_of(options)
         llm = llm_call(surface, body, server_of(client), streamed=streamed)
         operation = Operation(recorder, Kind.LLM, llm.operation, subject=options, llm=llm)
-        if operation.span.is_recording():
-            llm.request = request_attributes(body, streamed=streamed)
-        if recorder.capture is not None:
-            capture_input(llm, body, recorder.capture)
-        operation.announce()
+        return _Call(operation, llm, surface, body, kwargs)
     except Exception as error:
         swallow("before", error)
         return None
-    call = _Call(operation, surface, kwargs)
-    if streamed:
-        call.watch_stream(is_async=is_async)
-    return call
 
 
 class _Call:
     """One billable call on its way: its operation, and the arguments to send it with."""
 
-    __slots__ = ("kwargs", "operation", "surface")
+    __slots__ = ("body", "kwargs", "llm", "operation", "surface")
 
-    def __init__(self, operation: Operation, surface: Surface, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, operation: Operation, llm: LLMCall, surface: Surface, body: dict[str, Any], kwargs: dict[str, Any]
+    ) -> None:
         self.operation = operation
+        self.llm = llm
         self.surface = surface
+        self.body = body
         self.kwargs = kwargs
 
-    def watch_stream(self, *, is_async: bool) -> None:
+    def begin(self, *, is_async: bool) -> None:
+        """Note what is asked for, tell the sinks, and make the call the current operation."""
+        operation, capture = self.operation, self.operation.recorder.capture
+        try:
+            if operation.span.is_recording():
+                self.llm.request = request_attributes(self.body, streamed=self.llm.streamed)
+            if capture is not None:
+                capture_input(self.llm, self.body, capture)
+        except Exception as error:
+            swallow("request", error)
+        operation.announce()
+        if self.llm.streamed:
+            self._watch_stream(is_async=is_async)
+        operation.enter()
+
+    def _watch_stream(self, *, is_async: bool) -> None:
         """Ask the client for a subclass of its own stream class that shows each chunk."""
         try:
             asked = self.kwargs.get("stream_cls")
@@ -166,38 +175,39 @@ class _Call:
     def failed(self, error: BaseException) -> None:
         """Finish the operation of a call that raised."""
         try:
-            llm, request = self.operation.llm, getattr(error, "request", None)
-            if llm is not None and request is not None:
-                llm.retries = int(request.headers.get("x-stainless-retry-count") or 0)
-                llm.provider_request_id = getattr(error, "request_id", None)
+            request = getattr(error, "request", None)
+            if request is not None:
+                self.llm.retries = int(request.headers.get("x-stainless-retry-count") or 0)
+                self.llm.provider_request_id = getattr(error, "request_id", None)
         except Exception as problem:
             swallow("transport", problem)
-        self.operation.finish(error)
+        finally:
+            self.operation.finish(error)
 
     def returned(self, result: Any) -> None:
         """Read the result, or hook the stream that it will be read from; the result stays as it is."""
-        outcome, error_type = None, None
+        is_open, outcome, error_type = False, None, None
         try:
-            if self._still_open(result):
-                return
-            llm = self.operation.llm
-            document = _document(result)
-            if llm is not None and document is not None:
-                failure = read_response(llm, document, self.operation.recorder.capture)
+            is_open = self._still_open(result)
+            document = None if is_open else _document(result)
+            if document is not None:
+                failure = read_response(self.llm, document, self.operation.recorder.capture)
                 if failure is not None:
                     outcome, error_type = failure
         except Exception as error:
             swallow("usage", error)
-        self.operation.finish(outcome=outcome, error_type=error_type)
+        finally:
+            if not is_open:
+                self.operation.finish(outcome=outcome, error_type=error_type)
 
     def _still_open(self, result: Any) -> bool:
         """Hook a response whose body is still to be read; False where all of it is here."""
-        shape = _shape(type(result))
+        shape = _shape_of(result)
         if shape is not _Shape.WRAPPED and not self.kwargs.get("stream"):
             return False
         response = result.http_response if shape is _Shape.WRAPPED else getattr(result, "response", None)
-        llm, capture = self.operation.llm, self.operation.recorder.capture
-        if response is None or llm is None or response.is_closed:
+        llm, capture = self.llm, self.operation.recorder.capture
+        if response is None or response.is_closed:
             return False
         reader: ChunkedReader | EventReader | WholeReader
         is_events = "text/event-stream" in response.headers.get("content-type", "")
@@ -206,8 +216,7 @@ class _Call:
         else:
             reader = WholeReader(llm, capture)
         watch = Watch(self.operation, reader)
-        watch.hook(response)
-        watch.tee(response, EventBody(watch.saw) if is_events else JsonBody(watch.saw))
+        watch.hook(response, EventBody(watch.saw) if is_events else JsonBody(watch.saw))
         return True
 
 
@@ -221,8 +230,13 @@ class _Shape(Enum):
     HTTP = auto()
 
 
+def _shape_of(result: Any) -> _Shape:
+    kind: Any = type(result)
+    return _shape(kind)
+
+
 @lru_cache(maxsize=256)
-def _shape(kind: type) -> _Shape:
+def _shape(kind: Any) -> _Shape:
     # Looked up once per type: a missing attribute of a pydantic model costs more than a microsecond.
     if hasattr(kind, "http_request"):
         return _Shape.WRAPPED
@@ -231,7 +245,7 @@ def _shape(kind: type) -> _Shape:
 
 def _document(result: Any) -> Any:
     """Return what a reader can read of a complete result: the parsed object, or the parsed body."""
-    shape = _shape(type(result))
+    shape = _shape_of(result)
     if shape is _Shape.PARSED:
         if isinstance(result, str):
             return parse(result) if result.startswith("{") else None

@@ -1,0 +1,1 @@
+"""What is done with a finished operation: each sink does one thing and knows no other."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
@@ -116,9 +116,8 @@ def _sum(one: Figure, other: Figure) -> Figure:
     if isinstance(one, Distribution) and isinstance(other, Distribution):
         buckets = {bound: count + other.buckets[bound] for bound, count in one.buckets.items()}
         return Distribution(buckets, one.total_ms + other.total_ms)
-    if isinstance(one, Distribution) or isinstance(other, Distribution):
-        return one
-    return one + other
+    # A latency and a count never share an alias: their names end differently.
+    return cast("float", one) + cast("float", other)
 
 
 def _static(alias: str, name: str, figure: Figure) -> Metric:

@@ -109,9 +109,9 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
                 if key.kind is kind:
                     runs.merge(cell)
                 if key.kind is Kind.LLM:
-                    spend.merge(cell)
+                    spend.merge_sums(cell)
                 elif key.kind is Kind.AGENT:
-                    verdicts.merge(cell)
+                    verdicts.merge_sums(cell)
     said = said_in(buckets) if workflow is None else {}
 
     def direct(family: str, *at: str | None) -> float:

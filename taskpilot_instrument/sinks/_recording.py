@@ -76,7 +76,7 @@ class Recording:
     def finished(self, record: Finished, /) -> None:
         """Count one finished operation."""
         if record.llm is not None:
-            self._finished_call(record, record.llm)
+            self._finished_call(record, record.llm, record.duration_ns)
             return
         kind, outcome = record.kind, record.outcome
         key = (kind, record.workflow, record.agent, record.name, outcome)
@@ -95,32 +95,38 @@ class Recording:
                     cell.successes += 1
                 cell.latency.add(nanoseconds / 1e6)
 
-    def _finished_call(self, record: Finished, llm: LLMCall) -> None:
+    def record_call(self, record: Finished) -> None:
+        """Count an LLM call that nobody timed: its latency is unknown, not zero."""
+        if record.llm is not None:
+            self._finished_call(record, record.llm, None)
+
+    def _finished_call(self, record: Finished, llm: LLMCall, nanoseconds: int | None) -> None:
         outcome = record.outcome
         key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
         call = self._calls.get(key) or self._bind_call(key)
         call.inc()
-        nanoseconds = record.duration_ns
-        call.observe(nanoseconds / 1e9)
+        if nanoseconds is not None:
+            call.observe(nanoseconds / 1e9)
         if record.time_to_first_chunk_ns is not None:
             call.observe_first_chunk(record.time_to_first_chunk_ns / 1e9)
-        usage, cost = record.usage, record.cost
-        tokens: tuple[int | None, ...] = ()
+        usage = record.usage
         if usage is not None:
-            tokens = usage[: len(_TOKEN_KINDS)]
-            for add_tokens, count in zip(call.tokens, tokens, strict=True):
-                if count and count > 0:
+            for add_tokens, count in zip(call.tokens, usage, strict=False):
+                if count:
                     add_tokens(count)
-        succeeded = outcome is Outcome.SUCCESS
-        unpriced = cost is None and (usage is not None or succeeded)
+        unpriced = record.cost is None and (usage is not None or outcome is Outcome.SUCCESS)
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, call.cell.model).inc()
         if llm.finish_reasons and not _CUT_OFF.isdisjoint(llm.finish_reasons):
             self.record_token_limit_hit(call.cell.model, semconv.LIMIT_FINISH_LENGTH)
+        self._count_call(record, call, unpriced=unpriced, timed=nanoseconds is not None)
+
+    def _count_call(self, record: Finished, call: _Call, *, unpriced: bool, timed: bool) -> None:
+        usage, cost = record.usage, record.cost
         with self._lock:
             cell = self.windows.cell(call.cell)
             cell.runs += 1
-            if succeeded:
+            if record.outcome is Outcome.SUCCESS:
                 cell.successes += 1
             if cost is not None:
                 cell.priced += 1
@@ -128,10 +134,11 @@ class Recording:
                 (self._spends.get(call.payer) or self._bind_spend(call.payer)).add(cost)
             elif unpriced:
                 cell.unpriced += 1
-            if tokens:
-                cell.input_tokens += tokens[0] or 0
-                cell.output_tokens += tokens[1] or 0
-            cell.latency.add(nanoseconds / 1e6)
+            if usage is not None:
+                cell.input_tokens += usage.input_tokens or 0
+                cell.output_tokens += usage.output_tokens or 0
+            if timed:
+                cell.latency.add(record.duration_ns / 1e6)
 
     # --- what is told beside operations ---------------------------------------------------------
 

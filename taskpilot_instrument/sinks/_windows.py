@@ -62,6 +62,11 @@ class Cell:
 
     def merge(self, other: "Cell") -> None:
         """Add everything that ``other`` holds."""
+        self.merge_sums(other)
+        self.latency.merge(other.latency)
+
+    def merge_sums(self, other: "Cell") -> None:
+        """Add everything but latencies, which take longest."""
         self.runs += other.runs
         self.successes += other.successes
         self.priced += other.priced
@@ -74,7 +79,6 @@ class Cell:
         self.correct += other.correct
         self.incorrect += other.incorrect
         self.cost = add(self.cost, other.cost)
-        self.latency.merge(other.latency)
 
 
 class Bucket:

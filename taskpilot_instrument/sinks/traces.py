@@ -11,6 +11,7 @@ from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Finished, LLMCall, Operation
 from taskpilot_instrument.redaction import cut, redact
 from taskpilot_instrument.semconv import Kind, Outcome
+from taskpilot_instrument.usage import TokenUsage
 
 _MESSAGE_LIMIT: Final = 512
 _STACK_LIMIT: Final = 8192
@@ -142,8 +143,6 @@ def _llm_tags(tags: dict[str, Any], call: LLMCall) -> str:
     tags[names.GEN_AI_PROVIDER_NAME] = call.provider
     if call.server_address is not None:
         tags[names.SERVER_ADDRESS] = call.server_address
-        if call.server_port is not None:
-            tags[names.SERVER_PORT] = call.server_port
     if call.model is None:
         return call.operation
     tags[names.GEN_AI_REQUEST_MODEL] = call.model
@@ -164,15 +163,11 @@ def _run_tags(tags: dict[str, Any], record: Finished) -> None:
 
 
 def _llm_result_tags(tags: dict[str, Any], record: Finished, call: LLMCall) -> None:
-    usage = record.usage
     tags.update(call.request)
-    if usage is not None:
-        if usage.cached_tokens:
-            tags[names.CACHED_TOKENS] = tags[names.GEN_AI_USAGE_CACHE_READ] = usage.cached_tokens
-        if usage.cache_write_tokens:
-            tags[names.GEN_AI_USAGE_CACHE_WRITE] = usage.cache_write_tokens
-        if usage.reasoning_tokens:
-            tags[names.REASONING_TOKENS] = tags[names.GEN_AI_USAGE_REASONING] = usage.reasoning_tokens
+    if call.server_port is not None:
+        tags[names.SERVER_PORT] = call.server_port
+    if record.usage is not None:
+        _detail_tags(tags, record.usage)
     if call.response_model is not None:
         tags[names.GEN_AI_RESPONSE_MODEL] = call.response_model
     if call.response_id is not None:
@@ -187,6 +182,15 @@ def _llm_result_tags(tags: dict[str, Any], record: Finished, call: LLMCall) -> N
         tags[names.HTTP_RESEND_COUNT] = call.retries
     if call.provider_request_id is not None:
         tags[names.HTTP_RESPONSE_REQUEST_ID] = (call.provider_request_id,)
+
+
+def _detail_tags(tags: dict[str, Any], usage: TokenUsage) -> None:
+    if usage.cached_tokens:
+        tags[names.CACHED_TOKENS] = tags[names.GEN_AI_USAGE_CACHE_READ] = usage.cached_tokens
+    if usage.cache_write_tokens:
+        tags[names.GEN_AI_USAGE_CACHE_WRITE] = usage.cache_write_tokens
+    if usage.reasoning_tokens:
+        tags[names.REASONING_TOKENS] = tags[names.GEN_AI_USAGE_REASONING] = usage.reasoning_tokens
 
 
 def _content_tags(tags: dict[str, Any], record: Finished) -> None:

@@ -194,7 +194,7 @@ def measure(rounds: int, calls: int) -> dict[str, float]:
         "llm + log": (lambda: instrumented(logs=Null()), llm_call),
         "llm sampled out": (lambda: instrumented(tracer_provider=provider(sampler=ALWAYS_OFF)), llm_call),
         "pair unobserved": (ExitStack, lambda: BARE_AGENT.run("x")),
-        "pair": (lambda: in_workflow(), lambda: AGENT.run("x")),
+        "pair": (in_workflow, lambda: AGENT.run("x")),
     }
     found: dict[str, list[float]] = {name: [] for name in cases}
     gc.collect()
@@ -222,7 +222,9 @@ def measure_chunks(rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"chunk unobserved": [], "chunk": []}
 
     def read() -> None:
-        stream: Any = CLIENT.post("/chat/completions", cast_to=ChatCompletionChunk, body=BODY, stream=True, stream_cls=ready)
+        stream: Any = CLIENT.post(
+            "/chat/completions", cast_to=ChatCompletionChunk, body=BODY, stream=True, stream_cls=ready
+        )
         for _ in stream:
             pass
 

@@ -1,0 +1,72 @@
+"""track_llm_metrics: calls that no patch can see."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import taskpilot_instrument as tp
+from taskpilot_instrument.testing import Captured
+
+RESULTS: dict[str, Any] = {
+    "dictionary": {"model": "gpt-4o-mini", "usage": {"prompt_tokens": 150, "completion_tokens": 50}},
+    "object": SimpleNamespace(
+        model="gpt-4o-mini", usage=SimpleNamespace(prompt_tokens=150, completion_tokens=50, total_tokens=200)
+    ),
+    "responses": {"model": "gpt-4o-mini", "object": "response", "usage": {"input_tokens": 150, "output_tokens": 50}},
+    "framework": SimpleNamespace(
+        model="gpt-4o-mini", usage_details=SimpleNamespace(input_token_count=150, output_token_count=50)
+    ),
+    "framework dictionary": {
+        "model": "gpt-4o-mini",
+        "usage_details": {"input_token_count": 150, "output_token_count": 50},
+    },
+}
+
+
+@pytest.mark.parametrize("shape", RESULTS)
+def test_any_shape_is_counted(shape: str) -> None:
+    """Tokens and exact cost are read from whatever shape the result has."""
+    metrics = tp.MetricsBackend()
+    assert tp.track_llm_metrics(RESULTS[shape], "PlannerAgent", metrics) == 0.0000525
+    assert metrics.get_counter("llm.cost.agent.PlannerAgent") == 0.0000525
+    assert metrics.get_counter("llm.tokens.input.gpt-4o-mini") == 150
+    assert metrics.get_counter("llm.tokens.output.gpt-4o-mini") == 50
+    metrics.close()
+
+
+def test_latency_is_unknown_not_zero() -> None:
+    """A tracked call counts in no latency histogram."""
+    metrics = tp.MetricsBackend()
+    tp.track_llm_metrics(RESULTS["object"], "a", metrics)
+    assert metrics.registry.get_sample_value("taskpilot_llm_calls_total", {
+        "agent": "a", "model": "gpt-4o-mini", "provider": "openai", "outcome": "success", "error_type": "none"
+    }) == 1  # fmt: skip
+    assert not metrics.registry.get_sample_value(
+        "taskpilot_llm_duration_seconds_count", {"model": "gpt-4o-mini", "provider": "openai"}
+    )
+    metrics.close()
+
+
+def test_rolls_up_into_the_run_around_it(captured: Captured) -> None:
+    """Inside a workflow, tokens and cost reach its span."""
+    with tp.workflow("w"):
+        tp.track_llm_metrics(RESULTS["object"], "a", captured.handle.metrics)
+    tags = captured.tags("workflow.run")
+    assert (tags["input_tokens"], tags["output_tokens"], tags["cost_usd"]) == (150, 50, 0.0000525)
+
+
+def test_without_usage_the_cost_is_unknown() -> None:
+    """A result that says nothing of its usage has no cost, and is counted as unpriced."""
+    metrics = tp.MetricsBackend()
+    assert tp.track_llm_metrics({"text": "hi"}, "a", metrics, model="gpt-4o-mini") is None
+    assert metrics.registry.get_sample_value("taskpilot_llm_unpriced_calls_total", {"model": "gpt-4o-mini"}) == 1
+    metrics.close()
+
+
+@pytest.mark.parametrize("arguments", [({}, "", tp.MetricsBackend), ({}, "a", dict)])
+def test_bad_arguments(arguments: Any) -> None:
+    """A missing agent name and something that is no backend are refused."""
+    result, agent, backend = arguments
+    with pytest.raises(tp.ConfigurationError):
+        tp.track_llm_metrics(result, agent, backend())
