@@ -1,14 +1,15 @@
 """Planner → Reviewer → Executor: an agent workflow, observed by two decorators and one call.
 
-    python examples/taskpilot_workflow.py           # against an embedded server: no key, no cost
-    python examples/taskpilot_workflow.py --live    # against the real API; needs OPENAI_API_KEY
+    python examples/taskpilot_workflow.py
+
+It talks to an embedded server, at no cost, unless OPENAI_API_KEY is set: then to the real API.
 
 Of ten goals one meets a rate limit and is retried, one fails in a tool, one is refused by policy.
 """
 
 import asyncio
 import json
-import sys
+import os
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -201,4 +202,4 @@ async def main(*, live: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(live="--live" in sys.argv))
+    asyncio.run(main(live=bool(os.environ.get("OPENAI_API_KEY"))))

@@ -30,8 +30,9 @@ The demo calls the model through the openai client, which is not installed. Inst
 
     pip install 'taskpilot-instrument[openai,cli]'
 """
-_NO_KEY: Final = """\
---live calls the real API and needs a key in OPENAI_API_KEY. Without --live the demo needs none.
+_LIVE: Final = """\
+OPENAI_API_KEY is set: calling the real API, three small calls a run. Without the key, or with --embedded, the demo
+brings a server of its own along.
 """
 _TRACES: Final = "Traces: one run that met a rate limit, one that failed. The figures are the spans' own tags."
 _LOGS: Final = "Log lines: three of the last run above, one JSON object each."
@@ -43,19 +44,19 @@ Next:
 """
 
 
-def demo(runs: int, *, live: bool = False) -> int:
+def demo(runs: int, *, embedded: bool = False) -> int:
     """Run the example workflow and print what was seen of it.
 
     :param runs: workflow runs, from the example's goals over and over.
-    :param live: call the real API instead of the embedded server.
+    :param embedded: never call the real API, as is done where OPENAI_API_KEY is set.
     :returns: the exit status.
     """
     if importlib.util.find_spec("openai") is None:
         sys.stderr.write(_NO_OPENAI)
         return _USAGE_ERROR
-    if live and not os.environ.get("OPENAI_API_KEY"):
-        sys.stderr.write(_NO_KEY)
-        return _USAGE_ERROR
+    live = bool(os.environ.get("OPENAI_API_KEY")) and not embedded
+    if live:
+        sys.stderr.write(_LIVE)
     example = _load_example()
     goals = list(islice(cycle(example.GOALS), runs))
     seen, lines = _Spans(), _Lines()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 _EXAMPLES = """\
 examples:
-  taskpilot-instrument demo               ten runs against an embedded server: no key, no cost
+  taskpilot-instrument demo               ten runs; against an embedded server unless OPENAI_API_KEY is set
   taskpilot-instrument demo --runs 50     as many runs as you like
-  taskpilot-instrument demo --live        the same against the real API (needs OPENAI_API_KEY)
+  taskpilot-instrument demo --embedded    against the embedded server whatever is set: no key, no cost
 """
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported late: `--help` should not wait for the OpenTelemetry SDK.
     from taskpilot_instrument._demo import demo
 
-    return demo(options.runs, live=options.live)
+    return demo(options.runs, embedded=options.embedded)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     demo.add_argument("--runs", type=_positive, default=10, metavar="N", help="workflow runs (default: %(default)s)")
-    demo.add_argument("--live", action="store_true", help="use the real API with OPENAI_API_KEY; costs money")
+    demo.add_argument("--embedded", action="store_true", help="never call the real API, even if OPENAI_API_KEY is set")
     return parser
 
 

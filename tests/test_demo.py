@@ -51,6 +51,13 @@ class Example:
         return [span for span in spans.values() if span.name.startswith(prefix) and is_below(span)]
 
 
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine has set, no test spends money."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
 @pytest.fixture
 async def example(captured: Captured) -> Example:
     """Run the example as it stands against an embedded server that remembers what it answered."""
@@ -168,11 +175,18 @@ def test_demo_without_openai_says_what_to_install(
     assert "pip install 'taskpilot-instrument[openai,cli]'" in capsys.readouterr().err
 
 
-def test_live_demo_without_key_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """--live without a key is refused before anything runs."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert 2 == main(["demo", "--live"])
-    assert "OPENAI_API_KEY" in capsys.readouterr().err
+@pytest.mark.parametrize("flags", [[], ["--embedded"]])
+def test_a_key_means_the_real_api(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    """Where a key is set the demo calls the API that the client knows, and says so; --embedded prevents it."""
+    program = runpy.run_path(str(EXAMPLE))
+    with EmbeddedServer(program["answer"]) as real:
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("OPENAI_BASE_URL", real.url)
+        assert 0 == main(["demo", "--runs=1", *flags])
+        assert (3 if not flags else 0) == len(real.requests)
+    assert ("real API" in capsys.readouterr().err) == (not flags)
 
 
 @pytest.mark.parametrize("runs", ["0", "-1", "many", "1.5"])
