@@ -3,6 +3,7 @@
 import gc
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import openai
 import pytest
 from openai._base_client import AsyncAPIClient, SyncAPIClient
@@ -10,6 +11,10 @@ from openai._base_client import AsyncAPIClient, SyncAPIClient
 from taskpilot_instrument import _guard, _operation
 from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.testing import Captured, capture
+
+# How long an example takes depends on the machine, and says nothing about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -69,8 +69,11 @@ class Aliases(Collector):
         """Join a registry, leaving out aliases that the application has metrics of its own under."""
         try:
             registry.register(self)
-        except ValueError as error:
-            self._taken = frozenset(getattr(error, "duplicates", self._reserved))
+        except ValueError:
+            # Only here are the application's collectors asked: what they are called is known to nobody else.
+            self._taken = self._reserved.intersection(
+                name for metric in registry.collect() for name in _claims(metric)
+            )
             _log.warning(
                 "taskpilot_instrument: not served as aliases, taken already: %s", ", ".join(sorted(self._taken))
             )
