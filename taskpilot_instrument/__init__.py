@@ -2,7 +2,13 @@
 
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.decorators import observed_agent, observed_tool, observed_workflow
-from taskpilot_instrument.errors import BlockedError, ConfigurationError, NotInstrumentedError, TaskpilotError
+from taskpilot_instrument.errors import (
+    BlockedError,
+    ConfigurationError,
+    DeliveryError,
+    NotInstrumentedError,
+    TaskpilotError,
+)
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.health import Health
 from taskpilot_instrument.pricing import MODEL_PRICING, PriceBook, calculate_cost
@@ -18,6 +24,7 @@ __all__ = [
     "MODEL_PRICING",
     "BlockedError",
     "ConfigurationError",
+    "DeliveryError",
     "GoldenSignals",
     "Health",
     "Instrumentation",

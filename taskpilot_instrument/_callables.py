@@ -5,7 +5,6 @@ step: held across a ``yield`` it would leak into the consumer. A plain function 
 is still to be done (a coroutine, a generator, an async iterator); the operation then goes with it.
 """
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
@@ -22,6 +21,8 @@ from taskpilot_instrument.semconv import Outcome
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Operation | None]
 
 if TYPE_CHECKING:
+    import asyncio
+
     _Proxy = wrapt.ObjectProxy[Any]
 else:
     _Proxy = wrapt.ObjectProxy
@@ -133,7 +134,7 @@ def _touch(operation: Operation) -> None:
 def _end(operation: Operation, error: BaseException | None = None) -> None:
     if isinstance(error, GeneratorExit):
         # The consumer left early, after the last item: the time since then is not the operation's.
-        operation.finish(outcome=Outcome.CANCELLED, end_ns=operation.last_ns, collected=True)
+        operation.finish(outcome=Outcome.CANCELLED, end_ns=operation.last_ns)
     else:
         operation.finish(error)
 
@@ -213,7 +214,7 @@ def _running(operation: Operation, result: Any, kind: type) -> Any:  # noqa: PLR
     if kind is AsyncGeneratorType:
         return _adrive(_Ward(operation), result)
     # Asked of its type: a lazy object may answer isinstance() with an error.
-    if issubclass(kind, asyncio.Future):  # runs already, and must stay the same object
+    if hasattr(kind, "_asyncio_future_blocking"):  # a future, as asyncio knows it: runs already, and must stay as it is
         result.add_done_callback(functools.partial(_future_done, operation))
         return result
     if hasattr(kind, "__anext__"):

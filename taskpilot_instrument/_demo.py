@@ -28,13 +28,15 @@ _USAGE_ERROR: Final = 2
 _NO_OPENAI: Final = """\
 The demo calls the model through the openai client, which is not installed. Install it with
 
-    pip install 'taskpilot-instrument[openai,cli]'
+    pip install openai rich
 """
 _LIVE: Final = """\
 OPENAI_API_KEY is set: calling the real API, three small calls a run. Without the key, or with --embedded, the demo
 brings a server of its own along.
 """
-_TRACES: Final = "Traces: one run that met a rate limit, one that failed. The figures are the spans' own tags."
+_TRACES: Final = "Traces: {}. The figures are the spans' own tags."
+_NO_TRACES: Final = "Traces: none, because spans are switched off (OTEL_SDK_DISABLED)."
+_SWITCHED_OFF: Final = "TASKPILOT_ENABLED switches observation off, so there is nothing to show."
 _LOGS: Final = "Log lines: three of the last run above, one JSON object each."
 _NEXT: Final = """\
 Next:
@@ -66,8 +68,13 @@ def demo(runs: int, *, embedded: bool = False) -> int:
         with _progress(len(goals)) as tell:
             asyncio.run(_work(example, goals, observed, tell, live=live))
         signals = str(observed.golden_signals())
-    traces = _worth_showing(list(seen.traces()))
-    print(_TRACES, *map(trace_tree, traces), sep="\n\n", end="\n\n")
+    if not observed.settings.enabled:
+        print(_SWITCHED_OFF)
+        return 0
+    shown = _worth_showing(list(seen.traces()))
+    traces = list(shown.values())
+    heading = _TRACES.format(", ".join(shown)) if shown else _NO_TRACES
+    print(heading, *map(trace_tree, traces), sep="\n\n", end="\n\n")
     print(_LOGS, "\n".join(_of_one_run(lines, traces)), signals, _NEXT, sep="\n\n", end="")
     return 0
 
@@ -132,11 +139,13 @@ class _Lines:
 # --- what is shown ------------------------------------------------------------------------------
 
 
-def _worth_showing(traces: list[list[ReadableSpan]]) -> list[list[ReadableSpan]]:
-    """Return a run that was retried and one that failed; the last run where there are none."""
+def _worth_showing(traces: list[list[ReadableSpan]]) -> dict[str, list[ReadableSpan]]:
+    """Return a run that was retried and one that failed, by what they are; the last run where there are none."""
     retried = next((trace for trace in traces if any(_tag(span, names.HTTP_RESEND_COUNT) for span in trace)), None)
     failed = next((trace for trace in traces if _tag(trace[-1], names.OUTCOME) == names.Outcome.ERROR), None)
-    return [trace for trace in (retried, failed) if trace is not None] or traces[-1:]
+    named = {"one run that met a rate limit": retried, "one that failed": failed}
+    found = {name: trace for name, trace in named.items() if trace is not None}
+    return found or {"the last run": trace for trace in traces[-1:]}
 
 
 def _tag(span: ReadableSpan, name: str) -> object:

@@ -6,16 +6,17 @@ span, so whatever carries one carries the other.
 """
 
 import decimal
-import sys
+import gc
 import threading
 from collections import deque
 from collections.abc import Mapping
 from decimal import Decimal
-from types import FrameType, TracebackType
+from threading import get_ident
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
 from taskpilot_instrument._guard import swallow
@@ -128,8 +129,13 @@ _active: Recorder | None = None
 
 def activate(recorder: Recorder | None) -> None:
     """Make ``recorder`` the one under which new operations start; None switches observation off."""
-    global _active  # noqa: PLW0603 - one process has one active recorder, as it has one tracer provider
+    global _active, _collecting  # noqa: PLW0603 - one process has one active recorder, as it has one tracer provider
     _active = recorder
+    if _note_collector in gc.callbacks:
+        gc.callbacks.remove(_note_collector)
+        _collecting = 0
+    if recorder is not None:
+        gc.callbacks.append(_note_collector)
 
 
 def active() -> Recorder | None:
@@ -139,7 +145,7 @@ def active() -> Recorder | None:
 
 def current() -> "Operation | None":
     """Return the operation that the calling code runs in."""
-    found = otel_context.get_value(_KEY)
+    found = get_current().get(_KEY)
     return found if isinstance(found, Operation) else None
 
 
@@ -204,10 +210,10 @@ class Operation:
     """
 
     __slots__ = (
-        "__weakref__", "_finished", "_once", "_previous", "agent", "agent_name", "attributes", "context", "handed_over",
+        "__weakref__", "_finished", "_once", "_previous", "agent_name", "attributes", "context", "handed_over",
         "ids", "input_length", "input_text", "kind", "last_ns", "llm", "name", "opened_workflow", "output_length",
         "output_text", "parent", "reason", "recorder", "span", "started_at_ns", "started_ns", "subject", "totals",
-        "verdict", "workflow", "workflow_name",
+        "verdict", "workflow_name",
     )  # fmt: skip
 
     def __init__(
@@ -223,11 +229,11 @@ class Operation:
         session_id: str | None = None,
         user_id: str | None = None,
     ) -> None:
-        outer = otel_context.get_current()
+        outer = get_current()
         found = outer.get(_KEY)
         parent = found if isinstance(found, Operation) else None
         self.opened_workflow: Operation | None = None
-        if kind is Kind.AGENT and (parent is None or parent.workflow is None):
+        if kind is Kind.AGENT and (parent is None or parent.workflow_name is None):
             # Without a workflow around it an agent opens one, so that the decorators alone give golden signals.
             parent = self.opened_workflow = Operation(recorder, Kind.WORKFLOW, name)
             outer = parent.context
@@ -243,11 +249,13 @@ class Operation:
         self.ids = new_ids(
             parent.ids if parent is not None else None, request_id=request_id, session_id=session_id, user_id=user_id
         )
-        self.workflow: Operation | None = self if kind is Kind.WORKFLOW else (parent.workflow if parent else None)
-        self.agent: Operation | None = self if kind is Kind.AGENT else (parent.agent if parent else None)
-        self.workflow_name = self.workflow.name if self.workflow is not None else None
-        self.agent_name = self.agent.name if self.agent is not None else None
-        self.totals = Totals() if kind is Kind.AGENT or kind is Kind.WORKFLOW else None
+        self.workflow_name: str | None = parent.workflow_name if parent is not None else None
+        self.agent_name: str | None = parent.agent_name if parent is not None else None
+        self.totals: Totals | None = None
+        if kind is Kind.WORKFLOW:
+            self.workflow_name, self.totals = name, Totals()
+        elif kind is Kind.AGENT:
+            self.agent_name, self.totals = name, Totals()
         self.verdict: Outcome | None = None
         self.reason: str | None = None
         self.input_length: int | None = None
@@ -299,16 +307,22 @@ class Operation:
 
     def enter(self) -> None:
         """Make this the current operation."""
-        self._previous = otel_context.get_current()
-        otel_context.attach(self.context)
+        if _collecting and _collecting == get_ident():
+            return  # Python 3.11 crashes where the collector interrupted the setting of a context variable
+        self._previous = get_current()
+        attach(self.context)
 
     def leave(self) -> None:
         """Put back what was current before, if this operation still is current here.
 
         A token's ``detach`` complains from another task; putting the previous context back does not.
         """
-        if otel_context.get_value(_KEY) is self and self._previous is not None:
-            otel_context.attach(self._previous)
+        if (
+            self._previous is not None
+            and get_current().get(_KEY) is self
+            and not (_collecting and _collecting == get_ident())  # as in enter()
+        ):
+            attach(self._previous)
         self._previous = None
 
     def __enter__(self) -> Self:
@@ -336,26 +350,22 @@ class Operation:
         outcome: Outcome | None = None,
         error_type: str | None = None,
         end_ns: int | None = None,
-        collected: bool = False,
     ) -> None:
         """Finish the operation; only the first call counts, in whichever thread it is made.
 
-        The garbage collector, too, makes calls: it closes streams, generators and coroutines. It may run in the
-        middle of any allocation, also while this thread holds a lock of a library that the sinks need;
-        finishing there would deadlock. Then the operation is noted down and finished after the next one.
+        What the garbage collector finishes is noted down, and reaches the sinks before the next operation does.
 
         :param error: what ended it; decides the outcome where none is given.
         :param outcome: how it ended, where the caller knows better than the exception tells.
         :param error_type: ``error.type`` for a failure that is no exception.
         :param end_ns: monotonic nanoseconds of the end, where that lies in the past.
-        :param collected: True where the collector may be the one who calls; a GeneratorExit says so by itself.
         """
-        if (collected or type(error) is GeneratorExit) and _inside_locking_code():
+        if _collecting and _collecting == get_ident():
             _orphans.append((self, outcome or self.verdict or outcome_of(error), end_ns or self._now()))
             return
-        self._conclude(error, outcome, error_type, end_ns)
-        if _orphans:
+        if _orphans:  # first: this may be one of them, or have one beneath it
             finish_orphans()
+        self._conclude(error, outcome, error_type, end_ns)
 
     def _now(self) -> int | None:
         try:
@@ -409,21 +419,22 @@ class Operation:
         if end_ns is None:
             end_ns = self.recorder.clock.monotonic_ns()
         outcome = outcome or self.verdict or outcome_of(error)
-        if error_type is None and error is not None:
+        if error is not None and error_type is None:
             error_type = type(error).__qualname__
         usage, cost, cost_source, model, first_chunk = None, None, None, None, None
-        if self.llm is not None:
-            usage, model = self.llm.usage, self.llm.model or self.llm.response_model
-            cost, cost_source = self._bill(self.llm)
-            if self.llm.first_chunk_ns is not None:
-                first_chunk = self.llm.first_chunk_ns - self.started_ns
-        elif self.totals is not None:
-            usage, model = self.totals.known_usage(), self.totals.model
-            cost, cost_source = self.totals.known_cost()
+        llm, totals = self.llm, self.totals
+        if llm is not None:
+            usage, model = llm.usage, llm.model or llm.response_model
+            cost, cost_source = self._bill(llm)
+            if llm.first_chunk_ns is not None:
+                first_chunk = llm.first_chunk_ns - self.started_ns
+        elif totals is not None:
+            usage, model = totals.known_usage(), totals.model
+            cost, cost_source = totals.known_cost()
         return Finished(
             self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name,
             model, self.started_at_ns, max(0, end_ns - self.started_ns), usage, cost, cost_source, error, error_type,
-            self.reason, self.llm, self.input_length, self.output_length, self.input_text, self.output_text,
+            self.reason, llm, self.input_length, self.output_length, self.input_text, self.output_text,
             first_chunk,
         )  # fmt: skip
 
@@ -458,20 +469,22 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 # --- operations that the garbage collector ends -------------------------------------------------
 
+#: The collector ends streams, generators and coroutines that nobody ended, in the middle of any allocation: also while
+#: this thread holds a lock that the sinks need, where to finish would be to wait for oneself. So they wait here.
 _orphans: deque[tuple[Operation, Outcome, int | None]] = deque()
-#: Code that takes locks which a sink may need too; a frame of it means: not now.
-_LOCKING_MODULES: Final = (
-    "opentelemetry", "prometheus_client", "structlog", "logging", "threading", "queue",
-    "taskpilot_instrument.sinks", "taskpilot_instrument._operation", "taskpilot_instrument._guard",
-)  # fmt: skip
-_THREAD_ENTRY: Final = frozenset({"run", "_bootstrap", "_bootstrap_inner"})
-_FRAMES_TO_CHECK: Final = 16
+#: The thread in which the collector is at work; 0 where it is not.
+_collecting = 0
+
+
+def _note_collector(phase: str, _info: dict[str, int]) -> None:
+    global _collecting  # noqa: PLW0603 - there is one collector
+    _collecting = get_ident() if phase == "start" else 0
 
 
 def abandon(operation: Operation) -> None:
     """Finish an operation whose stream or generator was collected, at the time of its last item."""
     if not operation.is_finished:
-        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns, collected=True)
+        operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns)
 
 
 def finish_orphans() -> None:
@@ -482,17 +495,3 @@ def finish_orphans() -> None:
         except IndexError:  # another thread took it
             return
         operation._conclude(None, outcome, None, end_ns)  # noqa: SLF001 - not finish(), which comes here again
-
-
-def _inside_locking_code() -> bool:
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only way to see what the collector interrupted
-    while frame is not None and frame.f_globals is globals():
-        frame = frame.f_back  # on the way here
-    for _ in range(_FRAMES_TO_CHECK):
-        if frame is None:
-            return False
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith(_LOCKING_MODULES) and frame.f_code.co_name not in _THREAD_ENTRY:
-            return True
-        frame = frame.f_back
-    return False

@@ -37,6 +37,12 @@ class ExportCounts:
         """Spans that nobody will receive, as far as is known."""
         return self._failed + self._lost
 
+    @property
+    def pending(self) -> int:
+        """Spans that have ended and are neither delivered nor given up."""
+        with self._lock:
+            return max(0, self.ended - self.exported - self._failed - self._lost)
+
     def add(self, *, ended: int = 0, exported: int = 0, failed: int = 0) -> None:
         """Count spans."""
         with self._lock:

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic
 
 from taskpilot_instrument._bodies import Body
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, abandon
+from taskpilot_instrument._operation import LLMCall, Operation, Recorder, abandon
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader
 
@@ -34,38 +34,24 @@ class Watch:
     """
 
     __slots__ = (
-        "_body", "_clock", "_finalizer", "_first_is_due", "_hooked", "_llm",
-        "inside", "operation", "read_chunk", "reader", "typed",
+        "_body", "_finalizer", "_hooked", "inside", "operation", "reader", "saw", "typed",
     )  # fmt: skip
 
     def __init__(self, operation: Operation, reader: ChunkReader) -> None:
         assert operation.llm is not None  # noqa: S101 - only LLM calls stream
         self.operation = operation
         self.reader = reader
-        self.read_chunk = reader.read_chunk
+        #: Notes one chunk.
+        self.saw = _notes_of(operation, operation.llm, reader.read_chunk)
         #: True while the SDK's iterator runs: what closes the response then is not the consumer.
         self.inside = False
         #: True once parsed chunks are seen; the bytes beneath need no reading then.
         self.typed = False
-        self._clock = operation.recorder.clock.monotonic_ns
-        self._llm = operation.llm
-        self._first_is_due = self._llm.streamed
         self._hooked: Any = None
         self._body: Body | None = None
         self._finalizer: Any = None
 
     # --- what happens on the stream ---------------------------------------------------------------
-
-    def saw(self, chunk: Any) -> None:
-        """Note one chunk."""
-        try:
-            self.operation.last_ns = now = self._clock()
-            if self._first_is_due:
-                self._first_is_due = False
-                self._llm.first_chunk_ns = now
-            self.read_chunk(chunk)
-        except Exception as error:
-            swallow("usage", error)
 
     def passed(self, part: bytes) -> None:
         """Note some bytes of the body."""
@@ -103,7 +89,7 @@ class Watch:
         except Exception as problem:
             swallow("usage", problem)
         finally:
-            self.operation.finish(error, outcome=outcome, error_type=error_type, collected=was_closed)
+            self.operation.finish(error, outcome=outcome, error_type=error_type)
             self._unhook()
 
     # --- hooks ------------------------------------------------------------------------------------
@@ -138,6 +124,25 @@ class Watch:
                 response.__dict__.pop(name, None)
 
 
+def _notes_of(operation: Operation, llm: LLMCall, read_chunk: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return what is called with each chunk of a stream; a closure, for it runs a thousand times a stream."""
+    clock = operation.recorder.clock.monotonic_ns
+    first_is_due = llm.streamed
+
+    def saw(chunk: Any) -> None:
+        nonlocal first_is_due
+        try:
+            operation.last_ns = now = clock()
+            if first_is_due:
+                first_is_due = False
+                llm.first_chunk_ns = now
+            read_chunk(chunk)
+        except Exception as error:
+            swallow("usage", error)
+
+    return saw
+
+
 def abandon_open_streams(recorder: Recorder) -> None:
     """Finish every stream that is still open under a recorder, as a process does before it exits."""
     for watch in list(_open_watches):
@@ -155,7 +160,10 @@ def _collected(watch: Watch) -> None:
         finally:
             abandon(watch.operation)
     except Exception as error:
-        swallow("abandon", error)
+        try:
+            swallow("abandon", error)
+        finally:
+            watch.operation.finish(outcome=Outcome.ABANDONED, end_ns=watch.operation.last_ns)
 
 
 def _close(watch: Watch, original: Callable[[], None]) -> None:

@@ -1,7 +1,11 @@
 """The command line: ``taskpilot-instrument``."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+
+from taskpilot_instrument._version import __version__
 
 _EXAMPLES = """\
 examples:
@@ -20,7 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported late: `--help` should not wait for the OpenTelemetry SDK.
     from taskpilot_instrument._demo import demo
 
-    return demo(options.runs, embedded=options.embedded)
+    try:
+        return demo(options.runs, embedded=options.embedded)
+    except BrokenPipeError:  # `… | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",

@@ -4,12 +4,14 @@ They live on the current operation, so whatever carries the OpenTelemetry contex
 executors) carries them too.
 """
 
+import sys
 from collections.abc import Callable
 from random import getrandbits
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-import structlog.contextvars
-from structlog.contextvars import get_contextvars
+_REQUEST_ID: Final = "request_id"
+#: Under this name structlog keeps the context variable.
+_BOUND_REQUEST_ID: Final = f"structlog_{_REQUEST_ID}"
 
 
 def random_request_id() -> str:
@@ -53,11 +55,9 @@ def new_ids(
 
 
 def _bound_request_id() -> str | None:
-    bound = get_contextvars().get("request_id") if _anything_is_bound() else None
+    # Whoever bound one has imported it; we do not, because it takes as long as everything else of ours together.
+    structlog = sys.modules.get("structlog.contextvars")
+    if structlog is None or _BOUND_REQUEST_ID not in getattr(structlog, "_CONTEXT_VARS", (_BOUND_REQUEST_ID,)):
+        return None  # nobody ever bound one; asking would cost a microsecond
+    bound = structlog.get_contextvars().get(_REQUEST_ID)
     return bound if isinstance(bound, str) and bound else None
-
-
-def _anything_is_bound() -> bool:
-    """Tell whether structlog's contextvars may hold a request id; asking them costs a microsecond."""
-    known = getattr(structlog.contextvars, "_CONTEXT_VARS", None)
-    return known is None or f"{structlog.contextvars.STRUCTLOG_KEY_PREFIX}request_id" in known

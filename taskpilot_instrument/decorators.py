@@ -112,7 +112,9 @@ def _observe_function(fn: Callable[..., Any], spec: _Spec) -> Callable[..., Any]
     if getattr(fn, _OBSERVED, None) is spec.kind:
         return fn
     simple = getattr(fn, "__name__", None) or type(fn).__name__
-    owner = _owner(fn) if spec.kind is not Kind.TOOL else None
+    owner = _owner(fn)
+    named = spec.kind is not Kind.TOOL  # a tool is called after its function, and each call of it counts
+    describe = _Arguments(fn)
     attributes = _description(fn) if spec.kind is Kind.TOOL else None
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
@@ -122,10 +124,12 @@ def _observe_function(fn: Callable[..., Any], spec: _Spec) -> Callable[..., Any]
         try:
             name, subject, skip = spec.name or simple, None, 0
             if owner is not None and args and (cls := _instance_class(args[0], owner)) is not None:
-                name, subject, skip = spec.name or cls.__name__, args[0], 1
-                if _is_running(spec.kind, subject):
-                    return None
-            return _start(recorder, spec.kind, name, subject, attributes, args[skip:], kwargs)
+                skip = 1
+                if named:
+                    name, subject = spec.name or cls.__name__, args[0]
+                    if _is_running(spec.kind, subject):
+                        return None
+            return _start(recorder, spec.kind, name, subject, attributes, describe, args, skip, kwargs)
         except Exception as error:
             swallow("start", error)
             return None
@@ -189,13 +193,13 @@ def _wrap_entry(cls: type, name: str, spec: _Spec) -> bool:
     if getattr(fn, _OBSERVED, None) is spec.kind:
         return True
     bound = not isinstance(found, staticmethod)
-    wrapper = _marked(observe(fn, _entry_begin(spec.kind, cls, bound=bound)), spec.kind)
+    wrapper = _marked(observe(fn, _entry_begin(spec.kind, cls, _Arguments(fn), bound=bound)), spec.kind)
     setattr(cls, name, _rewrap(found, wrapper) if fn is not found else wrapper)
     return True
 
 
 def _entry_begin(
-    kind: Kind, cls: type, *, bound: bool
+    kind: Kind, cls: type, describe: "_Arguments", *, bound: bool
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], Operation | None]:
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
         recorder = active()
@@ -206,7 +210,7 @@ def _entry_begin(
             if _is_running(kind, subject):
                 return None
             name = _class_name(subject if isinstance(subject, type) else type(subject))
-            return _start(recorder, kind, name, subject, None, args[1:] if bound else args, kwargs)
+            return _start(recorder, kind, name, subject, None, describe, args, 1 if bound else 0, kwargs)
         except Exception as error:
             swallow("start", error)
             return None
@@ -249,15 +253,33 @@ def _follow_subclasses(cls: type) -> None:
 def _is_running(kind: Kind, subject: object) -> bool:
     """Tell whether the innermost run of this kind is already a run of ``subject``."""
     around = current()
-    if around is None:
-        return False
-    if kind is Kind.AGENT:
-        around = around.agent
-    elif kind is Kind.WORKFLOW:
-        around = around.workflow
-    elif around.kind is not kind:
-        return False
-    return around is not None and around.subject is subject and not around.is_finished
+    if kind is not Kind.TOOL:  # a tool may call its like, so only the innermost operation counts
+        while around is not None and around.kind is not kind:
+            around = around.parent
+    return around is not None and around.kind is kind and around.subject is subject and not around.is_finished
+
+
+class _Arguments:
+    """Put the arguments of a call under the names that they have in its function, for content capture.
+
+    Redaction goes by names: a password that was passed by position has to be known as one.
+    """
+
+    __slots__ = ("_fn", "_signature")
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._signature: inspect.Signature | None = None
+
+    def named(self, args: tuple[Any, ...], skip: int, kwargs: dict[str, Any]) -> Any:
+        """Return the arguments by name without the first ``skip``, which are the instance or class."""
+        try:
+            if self._signature is None:
+                self._signature = inspect.signature(self._fn)
+            bound = list(self._signature.bind(*args, **kwargs).arguments.items())[skip:]
+        except (TypeError, ValueError):  # the call itself will say what is wrong with it
+            return [*args[skip:], kwargs] if kwargs else list(args[skip:])
+        return dict(bound)
 
 
 def _start(
@@ -266,13 +288,15 @@ def _start(
     name: str,
     subject: object,
     attributes: dict[str, str] | None,
+    arguments: _Arguments,
     args: tuple[Any, ...],
+    skip: int,
     kwargs: dict[str, Any],
 ) -> Operation:
-    text = _text(recorder.capture, args, kwargs) if recorder.capture is not None else None
+    text = _text(recorder.capture, kind, arguments.named(args, skip, kwargs)) if recorder.capture is not None else None
     operation = Operation(recorder, kind, name, subject=subject, attributes=attributes)
     operation.input_text = text
-    for value in args or kwargs.values():
+    for value in args[skip:] or kwargs.values():
         if type(value) is str:
             operation.input_length = len(value)
             break
@@ -280,12 +304,11 @@ def _start(
     return operation
 
 
-def _text(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+def _text(capture: Capture, kind: Kind, given: Any) -> str | None:
+    # An agent's one argument is what was asked of it, and reads best as it is; a tool's arguments are an object.
+    whole = kind is not Kind.TOOL and isinstance(given, dict) and len(given) == 1
     try:
-        if kwargs:
-            given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-            return capture(given)
-        return capture(args[0] if len(args) == 1 else list(args))
+        return capture(next(iter(given.values())) if whole else given)
     except Exception as error:
         swallow("capture", error)
         return None

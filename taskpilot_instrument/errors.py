@@ -3,6 +3,7 @@
 TaskpilotError
 ├── ConfigurationError (also ValueError)    a setting or argument of ours is wrong
 ├── NotInstrumentedError (also RuntimeError)  an answer was asked for before instrument()
+├── DeliveryError (also ConnectionError)    what was to be sent at once could not be delivered
 └── BlockedError                            a call was refused on purpose: the outcome is ``blocked``
 """
 
@@ -17,6 +18,10 @@ class ConfigurationError(TaskpilotError, ValueError):
 
 class NotInstrumentedError(TaskpilotError, RuntimeError):
     """Say that ``instrument()`` has to be called first."""
+
+
+class DeliveryError(TaskpilotError, ConnectionError):
+    """Say that what was asked to be sent at once did not arrive, and why."""
 
 
 class BlockedError(TaskpilotError):

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
+from math import floor, log10
 from typing import Final, NamedTuple
 
 from taskpilot_instrument.errors import ConfigurationError
@@ -153,7 +154,7 @@ class GoldenSignals:
         sample, verdicts = self.sample, self.verdicts
         cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
         calls = sample.priced + sample.unpriced
-        spent = f"{bound}${sample.spent_usd:,.4f} spent, {sample.priced} of {calls} billable calls priced"
+        spent = f"{bound}{_usd(float(sample.spent_usd))} spent, {sample.priced} of {calls} billable calls priced"
         return [
             (
                 "success rate",
@@ -163,11 +164,11 @@ class GoldenSignals:
             ),
             (
                 "p95 latency",
-                "–" if self.p95_latency_ms is None else f"{self.p95_latency_ms:,.0f} ms",
+                "–" if self.p95_latency_ms is None else _milliseconds(self.p95_latency_ms),
                 verdicts[G_P95_LATENCY_MS],
                 f"{sample.timed:,} timed",
             ),
-            ("cost per task", "–" if cost is None else f"{bound}${cost:,.4f}", verdicts[G_COST_PER_TASK], spent),
+            ("cost per task", "–" if cost is None else f"{bound}{_usd(cost)}", verdicts[G_COST_PER_TASK], spent),
             (
                 "user correctness",
                 _percent(self.user_confirmed_correctness_percent),
@@ -178,7 +179,7 @@ class GoldenSignals:
                 "policy violations",
                 _percent(self.policy_violation_rate_percent),
                 verdicts[G_VIOLATION_RATE],
-                f"{_count(sample.violations)} violations",
+                f"{_count(sample.violations)} counted",
             ),
         ]
 
@@ -250,6 +251,16 @@ def judge(key: str, value: float | None) -> Verdict:
 def _span(seconds: int) -> str:
     unit, size = next((unit, size) for unit, size in reversed(_SECONDS.items()) if seconds % size == 0)
     return f"{seconds // size}{unit}"
+
+
+def _usd(amount: float) -> str:
+    """Show money with four decimals, and small amounts with three digits that count: they add up to large ones."""
+    decimals = 4 if not 0 < amount < 0.01 else 2 - floor(log10(amount))
+    return f"${amount:,.{decimals}f}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
 
 
 def _percent(value: float | None) -> str:

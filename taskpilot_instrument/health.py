@@ -33,8 +33,8 @@ tally = Tally()
 class Health:
     """The state of the instrumentation, as :func:`taskpilot_instrument.health` reports it.
 
-    ``calls_seen`` counts billable calls at the transport and ``calls_recorded`` finished LLM operations;
-    they differ by the calls and streams that are still open. ``cost_coverage`` is the share of billable
+    ``calls_seen`` counts billable calls at the transport and ``calls_recorded`` those that have finished; they
+    differ by the calls and streams that are still open. ``cost_coverage`` is the share of billable
     calls that could be priced, None before the first.
     """
 
@@ -49,6 +49,13 @@ class Health:
     spans_go_to: str = "nowhere"
     spans_exported: int = 0
     spans_dropped: int = 0
+    #: Ended, but neither delivered nor given up yet.
+    spans_pending: int = 0
+
+    @property
+    def calls_open(self) -> int:
+        """Calls and streams that have begun and not ended."""
+        return max(0, self.calls_seen - self.calls_recorded)
 
     @property
     def ok(self) -> bool:
@@ -59,13 +66,17 @@ class Health:
         coverage = "no calls yet" if self.cost_coverage is None else f"{self.cost_coverage:.1%} of billable calls"
         rows = (
             ("instrumentation", "active" if self.active else "not active: call instrument()"),
-            ("patched", ", ".join(self.patched) or "nothing"),
+            ("patched", ", ".join(self.patched) or "nothing (is openai installed?)"),
             ("missing", ", ".join(self.missing) or "nothing"),
             ("errors swallowed", _counts(self.errors_swallowed)),
-            ("LLM calls", f"{self.calls_seen} seen at the transport, {self.calls_recorded} recorded"),
+            ("LLM calls", f"{self.calls_seen} seen at the transport, {self.calls_recorded} recorded, {self.calls_open} open"),
             ("cost coverage", coverage),
             ("label overflow", _counts(self.label_overflow)),
-            ("spans", f"to {self.spans_go_to}; {self.spans_exported} exported, {self.spans_dropped} dropped"),
+            (
+                "spans",
+                f"to {self.spans_go_to}; {self.spans_exported} exported, {self.spans_pending} pending, "
+                f"{self.spans_dropped} dropped",
+            ),
         )
         return "\n".join(f"{name:<17} {text}" for name, text in rows)
 

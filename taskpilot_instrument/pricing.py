@@ -137,6 +137,10 @@ def _rate(where: str, value: object) -> Decimal:
 MODEL_PRICING: Final = PriceTable()
 
 
+#: The fields of a :class:`Lookup`, as plain as a key can be: it is made for each call.
+_Key = tuple[str | None, str | None, str | None, str | None, str | None]
+
+
 class _Answer(NamedTuple):
     """What a lookup found, and until when (seconds since 1970) it holds."""
 
@@ -161,7 +165,7 @@ class PriceBook:
             prices = MODEL_PRICING
         self._table = prices if isinstance(prices, PriceTable) else PriceTable(prices)
         self._now = now
-        self._cache: tuple[int, dict[Lookup, _Answer]] = (self._table.version, {})
+        self._cache: tuple[int, dict[_Key, _Answer]] = (self._table.version, {})
         self._warned: set[str] = set()
 
     def price_call(self, call: "LLMCall", /) -> Price | None:
@@ -170,7 +174,7 @@ class PriceBook:
             return None
         return self._priced(
             call.usage,
-            Lookup(call.model, call.response_model, call.provider, call.base_url, call.service_tier),
+            (call.model, call.response_model, call.provider, call.base_url, call.service_tier),
         )
 
     def price(
@@ -191,9 +195,9 @@ class PriceBook:
         :param base_url: where the call went; a host that nobody knows is taken for a gateway.
         :param service_tier: the tier that served the call.
         """
-        return self._priced(usage, Lookup(model, response_model, provider, base_url, service_tier))
+        return self._priced(usage, (model, response_model, provider, base_url, service_tier))
 
-    def _priced(self, usage: TokenUsage, key: Lookup) -> Price | None:
+    def _priced(self, usage: TokenUsage, key: _Key) -> Price | None:
         since, cache = self._cache
         if since != self._table.version:
             # Read the version first: a change in between starts one more cache, and no stale one.
@@ -202,7 +206,7 @@ class PriceBook:
         if answer is None or answer.until <= self._now():
             if len(cache) >= _MAX_LOOKUPS:
                 cache.clear()
-            answer = cache[key] = self._look_up(key)
+            answer = cache[key] = self._look_up(Lookup(*key))
         usd = answer.rates.cost(usage) if answer.rates is not None else None
         return Price(usd, answer.source) if usd is not None else None
 

@@ -2,16 +2,19 @@
 
 import atexit
 import functools
+import logging
 import threading
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry.trace import NoOpTracerProvider, Tracer
 
-from taskpilot_instrument import _guard, golden
+from taskpilot_instrument import _guard, golden, pricing
 from taskpilot_instrument._operation import Recorder, activate, finish_orphans
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
@@ -28,10 +31,12 @@ from taskpilot_instrument.sinks.traces import TraceSink
 from taskpilot_instrument.typing import Capture, Clock, Sink
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
     from taskpilot_instrument.patches._patching import Patch
 
+_log = logging.getLogger("taskpilot_instrument")
 _lock = threading.RLock()
 _instrumentation: "Instrumentation | None" = None
 #: Those in force, the latest last: the testing kit's comes on top of the application's.
@@ -72,14 +77,24 @@ class Instrumentation:
                 opened.callback(self._server.server_close)
                 opened.callback(self._server.shutdown)
             traces = TraceSink(self._provider.tracer(), content_on_spans=settings.content_on_spans)
-            sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs)
+            self._meter_provider = _meter_provider(settings)
+            sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs, *self._otel_metrics())
             self._recorder = Recorder(traces, sinks, _price_book(settings), self._clock, _capture(settings))
             self._opened = opened.pop_all()
+
+    def _otel_metrics(self) -> tuple[Sink, ...]:
+        if self._meter_provider is None:
+            return ()
+        from taskpilot_instrument.sinks.otel_metrics import OtelMetricsSink
+
+        cap, overflow = self.settings.label_cap, self.metrics.families.count_overflow
+        return (OtelMetricsSink(self._meter_provider, __version__, label_cap=cap, overflow=overflow),)
 
     # --- beginning and end ------------------------------------------------------------------------
 
     def start(self) -> None:
         """Patch, and make this the instrumentation under which new operations start."""
+        pricing.warm()  # else the first call would wait for the price table
         with _lock:
             _running.append(self)
             activate(self._recorder)
@@ -125,7 +140,32 @@ class Instrumentation:
         :param timeout_s: how long it may take, in seconds.
         """
         finish_orphans()
-        return self._provider.flush(timeout_s)
+        flush_metrics = getattr(self._meter_provider, "force_flush", None)
+        if flush_metrics is None:
+            return self._provider.flush(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        # Both are tried: spans that cannot be delivered are no reason to keep the metrics.
+        delivered = self._provider.flush(timeout_s)
+        return _flush_in_time(flush_metrics, max(0.0, deadline - time.monotonic())) and delivered
+
+    def push_metrics(
+        self, gateway: str, *, job: str, grouping_key: Mapping[str, str] | None = None, timeout_s: float = 30.0
+    ) -> None:
+        """Push the metrics to a Prometheus Pushgateway; for batch jobs, which end before they are scraped.
+
+        Families that the gateway holds under the same job and grouping key are replaced, others stay.
+
+        :param gateway: its URL, such as ``http://127.0.0.1:9091``, with user and password in it where it asks for them.
+        :param job: value of the ``job`` label.
+        :param grouping_key: further labels that tell this job's metrics from others', such as ``instance``.
+        :param timeout_s: how long to wait for the gateway, in seconds.
+        :raises ConfigurationError: for an argument that is not valid.
+        :raises DeliveryError: where the gateway cannot be reached or refuses.
+        """
+        from taskpilot_instrument.sinks._pushgateway import push
+
+        finish_orphans()
+        push(self.metrics.registry, gateway, job, grouping_key, timeout_s)
 
     def _at_exit(self) -> None:
         abandon_open_streams(self._recorder)
@@ -179,10 +219,10 @@ class Instrumentation:
         before = self._swallowed_before
         errors = {where: n - before.get(where, 0) for where, n in _guard.swallowed().items()}
         signals = golden.compute(self.metrics)
-        exported, dropped = self._provider.delivery()
+        exported, dropped, pending = self._provider.delivery()
         return Health(
             active=self in _running,
-            patched=tuple(patch.target for patch in self._patches if patch.found),
+            patched=tuple(patch.target for patch in self._patches if patch.found and self in _running),
             missing=tuple(patch.target for patch in self._patches if not patch.found),
             errors_swallowed={where: n for where, n in errors.items() if n},
             calls_seen=tally.calls_seen() - self._seen_before,
@@ -192,6 +232,7 @@ class Instrumentation:
             spans_go_to=self._provider.destination,
             spans_exported=exported,
             spans_dropped=dropped,
+            spans_pending=pending,
         )
 
 
@@ -226,19 +267,7 @@ class _Provider:
         if flush is None:
             return True
         ended, dropped = self._counts.ended, self._counts.dropped
-        finished: list[bool] = []
-
-        def work() -> None:
-            try:
-                finished.append(bool(flush(int(timeout_s * 1000))))
-            except Exception as error:
-                _guard.swallow("flush", error)
-
-        # In a thread, because the SDK's processors wait for their exporter however long that takes.
-        worker = threading.Thread(target=work, name="taskpilot-flush", daemon=True)
-        worker.start()
-        worker.join(timeout_s)
-        if finished != [True]:
+        if not _flush_in_time(flush, timeout_s):
             return False
         self._counts.settle(ended)
         return bool(self._counts.dropped == dropped)
@@ -247,10 +276,39 @@ class _Provider:
         if self._is_ours:
             self.provider.shutdown()  # type: ignore[attr-defined] # ours is the SDK's
 
-    def delivery(self) -> tuple[int, int]:
+    def delivery(self) -> tuple[int, int, int]:
         if self._counts is None:
-            return 0, 0
-        return self._counts.exported, self._counts.dropped
+            return 0, 0, 0
+        return self._counts.exported, self._counts.dropped, self._counts.pending
+
+
+def _flush_in_time(flush: Callable[[float], object], timeout_s: float) -> bool:
+    """Call a provider's ``force_flush``; tell whether it did its work in time."""
+    finished: list[bool] = []
+
+    def work() -> None:
+        try:
+            finished.append(bool(flush(int(timeout_s * 1000))))
+        except Exception as error:
+            _guard.swallow("flush", error)
+
+    # In a thread, because the SDK's processors wait for their exporter however long that takes.
+    worker = threading.Thread(target=work, name="taskpilot-flush", daemon=True)
+    worker.start()
+    worker.join(timeout_s)
+    return finished == [True]
+
+
+def _meter_provider(settings: Settings) -> "MeterProvider | None":
+    """Return the meter provider in use; None where there is none that anybody reads."""
+    if settings.sdk_disabled or not settings.enabled:
+        return None
+    from opentelemetry.metrics import get_meter_provider
+
+    from taskpilot_instrument.sinks.otel_metrics import is_real
+
+    provider = settings.meter_provider or get_meter_provider()
+    return provider if is_real(provider) else None
 
 
 def _registry(settings: Settings) -> Any:
@@ -322,7 +380,8 @@ def instrument(
 ) -> Instrumentation:
     """Observe everything from now on: the one call.
 
-    Calling it again while it is in force returns the same handle and changes nothing.
+    Calling it again while it is in force returns the same handle and changes nothing; a warning names the
+    settings that would have been other ones.
 
     :param service_name: name of the service on spans and log lines; ``taskpilot`` by default.
     :param capture_content: write message content to spans, events and log lines, redacted and cut.
@@ -341,18 +400,35 @@ def instrument(
             if resolved.enabled:
                 fresh.start()
             _instrumentation = fresh
+        elif any(value is not None for value in given.values()):
+            _warn_of_ignored(_instrumentation.settings, resolved)
         return _instrumentation
 
 
+def _warn_of_ignored(in_force: Settings, asked: Settings) -> None:
+    ignored = [each.name for each in fields(Settings) if getattr(in_force, each.name) != getattr(asked, each.name)]
+    if ignored:
+        _log.warning(
+            "taskpilot_instrument: instrument() is in force already, so this call changes nothing; ignored: %s. "
+            "Call uninstrument() first to begin anew.",
+            ", ".join(ignored),
+        )
+
+
 def instrumentation() -> Instrumentation:
-    """Return the handle of the instrumentation in force.
+    """Return the handle of the instrumentation in force: the innermost, where a test captures inside an application.
 
     :raises NotInstrumentedError: before ``instrument()`` and after ``uninstrument()``.
     """
-    found = _instrumentation  # read once: another thread may undo it meanwhile
+    found = _in_force()
     if found is None:
         raise NotInstrumentedError("nothing is observed yet: call taskpilot_instrument.instrument() first")
     return found
+
+
+def _in_force() -> Instrumentation | None:
+    with _lock:
+        return _running[-1] if _running else _instrumentation
 
 
 def uninstrument() -> None:
@@ -379,5 +455,5 @@ def golden_signals(
 
 def health() -> Health:
     """Report how well the instrumentation itself is doing; also before ``instrument()``."""
-    found = _instrumentation
+    found = _in_force()
     return found.health() if found is not None else Health(active=False)

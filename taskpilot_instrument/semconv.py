@@ -6,9 +6,19 @@ the constants of ``opentelemetry.semconv._incubating`` are frozen at an older ve
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
+
+_Names = TypeVar("_Names", bound=type[StrEnum])
 
 
+def _plain(enum: _Names) -> _Names:
+    """Make ``Kind.LLM`` a plain class attribute, as Python 3.12 does: 3.11 runs a descriptor for each look."""
+    for name, member in enum.__members__.items():
+        type.__setattr__(enum, name, member)
+    return enum
+
+
+@_plain
 class Kind(StrEnum):
     """Say which of the four operations a record speaks of."""
 
@@ -20,6 +30,7 @@ class Kind(StrEnum):
     TOOL = "tool"
 
 
+@_plain
 class Outcome(StrEnum):
     """Say how an operation ended.
 
@@ -155,6 +166,12 @@ M_GUARDRAIL_BLOCKS: Final = "taskpilot_guardrail_blocks_total"
 M_FEEDBACK: Final = "taskpilot_feedback_total"
 M_INSTRUMENT_ERRORS: Final = "taskpilot_instrument_errors_total"
 M_LABEL_OVERFLOW: Final = "taskpilot_instrument_label_overflow_total"
+M_BUDGET_SPENT: Final = "taskpilot_budget_spent_usd"
+M_BUDGET_LIMIT: Final = "taskpilot_budget_limit_usd"
+M_BUDGET_BLOCKED: Final = "taskpilot_budget_blocked_calls_total"
+M_EXPERIMENT_RUNS: Final = "taskpilot_experiment_runs_total"
+M_EXPERIMENT_COST: Final = "taskpilot_experiment_cost_usd_total"
+M_EXPERIMENT_DURATION: Final = "taskpilot_experiment_duration_seconds"
 
 #: Labels of each family, in the order in which children are bound.
 METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
@@ -176,6 +193,12 @@ METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
     M_FEEDBACK: ("verdict", "agent"),
     M_INSTRUMENT_ERRORS: ("where",),
     M_LABEL_OVERFLOW: ("label",),
+    M_BUDGET_SPENT: ("budget", "window"),
+    M_BUDGET_LIMIT: ("budget", "window"),
+    M_BUDGET_BLOCKED: ("budget", "window"),
+    M_EXPERIMENT_RUNS: ("experiment", "variant", "outcome"),
+    M_EXPERIMENT_COST: ("experiment", "variant"),
+    M_EXPERIMENT_DURATION: ("experiment", "variant"),
 }
 
 # Labels that are no tag, and the words that stand in them.
@@ -205,6 +228,22 @@ OTEL_DURATION_BUCKETS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 
 OTEL_TOKEN_BUCKETS: Final = (
     1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864,
 )  # fmt: skip
+
+#: What the conventions v0.1.0 have in place of ``gen_ai.client.token.usage``: counters of what was spent …
+OTEL_USAGE_INPUT: Final = "gen_ai.client.inference.usage.input_tokens"
+OTEL_USAGE_OUTPUT: Final = "gen_ai.client.inference.usage.output_tokens"
+OTEL_USAGE_CACHE_READ: Final = "gen_ai.client.inference.usage.cache_read.input_tokens"
+OTEL_USAGE_CACHE_WRITE: Final = "gen_ai.client.inference.usage.cache_write.input_tokens"
+OTEL_USAGE_REASONING: Final = "gen_ai.client.inference.usage.reasoning.output_tokens"
+#: … and histograms of each operation.
+OTEL_OPERATION_INPUT: Final = "gen_ai.client.inference.operation.input_tokens"
+OTEL_OPERATION_OUTPUT: Final = "gen_ai.client.inference.operation.output_tokens"
+OTEL_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
+OTEL_TOKEN_MODALITY: Final = "gen_ai.token.modality"
+MODALITY_TEXT: Final = "text"
+MODALITY_AUDIO: Final = "audio"
+MODALITY_IMAGE: Final = "image"
+MODALITY_UNKNOWN: Final = "unknown"
 
 # --- dotted names of the Python API -------------------------------------------------------------
 N_WORKFLOW_RUNS: Final = "workflow.runs"
@@ -273,6 +312,8 @@ F_OUTPUT_LENGTH: Final = "output_length"
 F_ERROR_TYPE: Final = "error_type"
 F_ERROR_MESSAGE: Final = "error_message"
 F_REASON: Final = "reason"
+F_POLICY: Final = "policy"
+F_DECISION: Final = "decision"
 
 #: Finish reasons with which the providers say that the answer was cut off at a token limit.
 TOKEN_LIMIT_FINISH_REASONS: Final = frozenset({"length", "max_tokens", "max_output_tokens"})

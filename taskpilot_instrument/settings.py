@@ -21,6 +21,7 @@ from taskpilot_instrument.semconv import SERVICE_NAME
 from taskpilot_instrument.typing import Clock
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
@@ -225,7 +226,7 @@ class Settings:
     )
     sdk_disabled: bool = _setting(
         _forms.boolean(),
-        "Make no spans; metrics, logs and golden signals go on.",
+        "Make no spans and no OpenTelemetry metrics; Prometheus metrics, logs and golden signals go on.",
         "TASKPILOT_SDK_DISABLED",
         "OTEL_SDK_DISABLED",
         default=False,
@@ -250,6 +251,12 @@ class Settings:
     tracer_provider: "TracerProvider | None" = _setting(
         _forms.optional(_forms.thing("TracerProvider", "an OpenTelemetry TracerProvider", "get_tracer")),
         "Provider of the tracer; None takes the application's global one, or builds one.",
+        default=None,
+    )
+    meter_provider: "MeterProvider | None" = _setting(
+        _forms.optional(_forms.thing("MeterProvider", "an OpenTelemetry MeterProvider", "get_meter")),
+        "Provider of the meter for the GenAI metrics of OpenTelemetry; None takes the application's global one, "
+        "if it has set one.",
         default=None,
     )
     clock: Clock | None = _setting(

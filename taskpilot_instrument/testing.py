@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -175,7 +176,10 @@ def capture(
         shutdown_on_exit=False,
     )
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    given: dict[str, Any] = {"tracer_provider": provider, "logs": log, "registry": CollectorRegistry(), **settings}
+    given: dict[str, Any] = {
+        "tracer_provider": provider, "meter_provider": NoOpMeterProvider(), "logs": log,
+        "registry": CollectorRegistry(), **settings,
+    }  # fmt: skip
     if clock is not None:
         given["clock"] = clock.clock
     numbers = itertools.count(1)

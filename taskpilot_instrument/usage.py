@@ -29,10 +29,11 @@ class TokenUsage(NamedTuple):
     extra_output_tokens: int = 0
 
 
-class _Fields(Protocol):
+class Fields(Protocol):
     """What answers for a value by name, with None for an absent one; a dictionary does."""
 
-    def get(self, name: str, /) -> object: ...
+    def get(self, name: str, /) -> object:
+        """Return the value, None where there is none."""
 
 
 _NO_PYDANTIC: Final = object()
@@ -44,13 +45,13 @@ def read_usage(response: object) -> TokenUsage | None:
     :param response: what carries ``usage``, or a ``response`` that does (events of the Responses API).
     :return: None where it carries none, or none that is measured in tokens.
     """
-    fields = _fields(response)
+    fields = fields_of(response)
     usage = fields.get("usage")
     if not usage:
         inner = fields.get("response")
         if inner is None:
             return None
-        usage = _fields(inner).get("usage")
+        usage = fields_of(inner).get("usage")
     return usage_from(usage) if usage else None
 
 
@@ -63,7 +64,7 @@ def usage_from(usage: object) -> TokenUsage | None:
     :param usage: the object, or the dictionary of the JSON.
     :return: None where neither input nor output tokens are known (as in usage by duration).
     """
-    fields = _fields(usage)
+    fields = fields_of(usage)
     given = _count(fields.get("prompt_tokens"))
     says_prompt = given is not None
     if not says_prompt:
@@ -85,12 +86,12 @@ def usage_from(usage: object) -> TokenUsage | None:
             # prompt_tokens beside the same keys have added it up already.
             given += cached + written
     else:
-        cached, written, audio_in, audio_cached, image_in = _input_details(_fields(details))
+        cached, written, audio_in, audio_cached, image_in = _input_details(fields_of(details))
 
     details = fields.get("completion_tokens_details")
     if details is None:
         details = fields.get("output_tokens_details")
-    reasoning, audio_out, image_out = (0, 0, 0) if details is None else _output_details(_fields(details))
+    reasoning, audio_out, image_out = (0, 0, 0) if details is None else _output_details(fields_of(details))
     beside = 0
     if reasoning and given is not None and made is not None and fields.get("total_tokens") == given + made + reasoning:
         beside = reasoning  # elsewhere the total is input + output
@@ -99,14 +100,14 @@ def usage_from(usage: object) -> TokenUsage | None:
     )
 
 
-def _input_details(fields: _Fields) -> tuple[int, int, int, int, int]:
+def _input_details(fields: Fields) -> tuple[int, int, int, int, int]:
     """Return cached, cache write, audio, cached audio and image tokens."""
     cached = written = audio = audio_cached = image = 0
     # Nearly always absent or zero, and then not worth a call.
     if value := fields.get("cached_tokens"):
         cached = _detail(value)
         if value := fields.get("cached_tokens_details"):
-            audio_cached = _detail(_fields(value).get("audio_tokens"))
+            audio_cached = _detail(fields_of(value).get("audio_tokens"))
     if value := fields.get("cache_write_tokens"):
         written = _detail(value)
     if value := fields.get("audio_tokens"):
@@ -116,7 +117,7 @@ def _input_details(fields: _Fields) -> tuple[int, int, int, int, int]:
     return cached, written, audio, audio_cached, image
 
 
-def _output_details(fields: _Fields) -> tuple[int, int, int]:
+def _output_details(fields: Fields) -> tuple[int, int, int]:
     """Return reasoning, audio and image tokens."""
     reasoning = audio = image = 0
     if value := fields.get("reasoning_tokens"):
@@ -128,10 +129,17 @@ def _output_details(fields: _Fields) -> tuple[int, int, int]:
     return reasoning, audio, image
 
 
-def _cache_beside_details(fields: _Fields) -> tuple[int, int]:
+def _cache_beside_details(fields: Fields) -> tuple[int, int]:
     """Return cache reads and writes of hosts that give no details: Anthropic, gateways to it, older DeepSeek."""
-    read = _detail(fields.get("cache_read_input_tokens")) or _detail(fields.get("prompt_cache_hit_tokens"))
-    return read, _detail(fields.get("cache_creation_input_tokens"))
+    read = written = 0
+    # Nearly always absent, too.
+    if value := fields.get("cache_read_input_tokens"):
+        read = _detail(value)
+    if not read and (value := fields.get("prompt_cache_hit_tokens")):
+        read = _detail(value)
+    if value := fields.get("cache_creation_input_tokens"):
+        written = _detail(value)
+    return read, written
 
 
 def _count(value: object) -> int | None:
@@ -155,8 +163,8 @@ class _Attributes:
         return getattr(self._holder, name, None)
 
 
-def _fields(holder: Any) -> _Fields:
-    """Return what answers for the fields of ``holder``.
+def fields_of(holder: Any) -> Fields:
+    """Return what answers for the fields of a response or a part of it.
 
     A pydantic model answers for an absent name only after a slow search, so its two dictionaries are asked
     directly: the fields, and what the host sent beyond them.

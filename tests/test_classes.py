@@ -12,7 +12,7 @@ import pydantic
 import pytest
 
 from taskpilot_instrument import ConfigurationError, observed_agent, observed_tool, observed_workflow
-from taskpilot_instrument.testing import Captured
+from taskpilot_instrument.testing import Captured, capture
 
 
 @observed_agent
@@ -342,3 +342,31 @@ def test_bad_use_says_what_to_do(use: Any, hint: str) -> None:
     """A decorator that cannot do what it is asked says so at once."""
     with pytest.raises(ConfigurationError, match=hint):
         use()
+
+
+def test_captured_arguments_have_their_names() -> None:
+    """What is captured of a call goes by parameter names, so that a secret passed by position is known as one."""
+
+    @observed_tool
+    def login(user: str, password: str) -> str:
+        return user
+
+    class Store:
+        def __init__(self) -> None:
+            self.dsn = "internal-host"
+
+        @observed_tool
+        def find(self, query: str) -> str:
+            return query
+
+    @observed_agent
+    def plan(goal: str) -> str:
+        return goal
+
+    with capture(capture_content=True) as captured:
+        login("bob", "hunter2")
+        Store().find("q")
+        plan("Create a task")
+    assert captured.tags("login")["gen_ai.tool.call.arguments"] == '{"user": "bob", "password": "[redacted]"}'
+    assert captured.tags("find")["gen_ai.tool.call.arguments"] == '{"query": "q"}'
+    assert captured.tags("plan.execute")["gen_ai.input.messages"] == "Create a task"

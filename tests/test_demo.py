@@ -172,7 +172,7 @@ def test_demo_without_openai_says_what_to_install(
     """Where the openai client is missing, the demo names the command that installs it."""
     monkeypatch.setitem(sys.modules, "openai", None)
     assert 2 == main(["demo"])
-    assert "pip install 'taskpilot-instrument[openai,cli]'" in capsys.readouterr().err
+    assert "pip install openai rich" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [[], ["--embedded"]])

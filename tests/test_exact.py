@@ -135,7 +135,7 @@ def assert_spans(captured: Captured, calls: list[Call]) -> None:
     spans = captured.spans
     for span in spans:
         tags = dict(span.attributes or {})
-        found[tags["gen_ai.operation.name"], tags["request_id"]] = tags
+        found[str(tags["gen_ai.operation.name"]), str(tags["request_id"])] = tags
     assert 3 * len(calls) == len(spans) == len(found)
     for made in calls:
         for operation in ("invoke_workflow", "invoke_agent", "chat"):
@@ -429,7 +429,7 @@ WAYS: dict[str, tuple[str, Callable[..., None] | None, Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_streams_that_end_at_random(seed: int) -> None:
-    """1,000 streams in threads and tasks end this way and that: each is one span with its outcome, and none stays open."""
+    """1,000 streams in threads and tasks end this way and that: each is one span with its outcome, none stays open."""
     rng = random.Random(seed)
     threads, in_threads, in_tasks = 8, 500, 500
     ways = [rng.choice([way for way in WAYS if number >= in_threads or WAYS[way][1]]) for number in range(1000)]
@@ -466,7 +466,7 @@ def test_streams_that_end_at_random(seed: int) -> None:
         exposed, health = samples(captured.prometheus_text), captured.handle.health()
     assert 1000 == len(llm) == health.calls_seen == health.calls_recorded
     assert set() == _streams._open_watches
-    outcomes = {tags["request_id"]: tags["outcome"] for tags in llm}
+    outcomes = {tags["request_id"]: str(tags["outcome"]) for tags in llm}
     assert {call(number).request_id: WAYS[way][0] for number, way in enumerate(ways)} == outcomes
     for outcome, count in Counter(outcomes.values()).items():
         assert count == total(exposed, "taskpilot_llm_calls_total", outcome=outcome)
@@ -504,13 +504,7 @@ def test_many_streams_collected_while_a_lock_is_held(captured: Captured) -> None
         log.error("while this is filtered, logging is on the stack")
     finally:
         log.removeFilter(collect_now)
-    assert (
-        0
-        == captured.metrics.registry.get_sample_value(
-            "taskpilot_tool_calls_total", {"tool": "forever", "agent": "none", "outcome": "abandoned"}
-        )
-        or not captured._exporter.get_finished_spans()
-    )
+    assert () == captured._exporter.get_finished_spans()  # asked by the front door, they would be finished first
     with tp.workflow("next"):
         pass
     assert Counter({"forever": 3000, "workflow.run": 1}) == Counter(captured.names())
@@ -523,6 +517,10 @@ def test_a_collector_that_runs_at_every_step() -> None:
     """
     script = Path(__file__).with_name("gc_hazard.py")
     ran = subprocess.run(
-        [sys.executable, str(script), str(WATCHDOG_S)], capture_output=True, text=True, timeout=WATCHDOG_S + 30, check=False
+        [sys.executable, str(script), str(WATCHDOG_S)],
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_S + 30,
+        check=False,
     )
     assert (0, "all ended\n") == (ran.returncode, ran.stdout), ran.stderr[-4000:]

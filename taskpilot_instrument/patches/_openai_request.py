@@ -54,6 +54,7 @@ _NUMBERS: Final = {
     "frequency_penalty": semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY,
     "presence_penalty": semconv.GEN_AI_REQUEST_PRESENCE_PENALTY,
 }
+_STRUCTURED: Final = frozenset({"stop", "response_format", "conversation"})
 _OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
 
 
@@ -62,7 +63,7 @@ def body_of(options: Any) -> dict[str, Any]:
     data = options.json_data
     body = data if isinstance(data, dict) else {}
     extra = options.extra_json
-    return {**body, **extra} if isinstance(extra, Mapping) and extra else body
+    return {**body, **extra} if extra and isinstance(extra, Mapping) else body
 
 
 def request_attributes(body: dict[str, Any], *, streamed: bool) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def request_attributes(body: dict[str, Any], *, streamed: bool) -> dict[str, Any
                 found[semconv.GEN_AI_CONVERSATION_ID] = value
             elif key == "stop":
                 found[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (value,)
-        elif kind is dict or kind is list:
+        elif key in _STRUCTURED and (kind is dict or kind is list):
             _structured(found, key, value)
     return found
 

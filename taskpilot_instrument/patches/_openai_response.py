@@ -9,7 +9,7 @@ from taskpilot_instrument._operation import LLMCall
 from taskpilot_instrument.patches._openai_content import OutputText, output_messages
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import Capture
-from taskpilot_instrument.usage import TokenUsage, read_usage
+from taskpilot_instrument.usage import Fields, TokenUsage, fields_of, read_usage
 
 Failure = tuple[Outcome, str | None]
 
@@ -22,27 +22,27 @@ def read_response(call: LLMCall, response: Any, capture: Capture | None = None) 
 
     :param capture: turns message content into text where content is captured.
     """
-    _identify(call, response)
+    fields = fields_of(response)
+    _identify(call, fields)
     call.usage = read_usage(response)
     failure = None
-    if getattr(response, "object", None) == "response":
+    if fields.get("object") == "response":
         call.finish_reasons, failure = _status(response)
-    else:
-        choices = getattr(response, "choices", None)
-        if isinstance(choices, list):
-            call.finish_reasons = tuple(
-                choice.finish_reason for choice in choices if isinstance(getattr(choice, "finish_reason", None), str)
-            )
+    elif isinstance(choices := fields.get("choices"), list):
+        reasons = [getattr(choice, "finish_reason", None) for choice in choices]
+        call.finish_reasons = tuple([reason for reason in reasons if isinstance(reason, str)])
     if capture is not None:
         call.output_messages = output_messages(response, capture)
     return failure
 
 
-def _identify(call: LLMCall, response: Any) -> None:
-    for attribute, field in (("id", "response_id"), ("model", "response_model"), ("service_tier", "service_tier")):
-        value = getattr(response, attribute, None)
-        if isinstance(value, str) and value:
-            setattr(call, field, value)
+def _identify(call: LLMCall, fields: Fields) -> None:
+    if isinstance(value := fields.get("id"), str) and value:
+        call.response_id = value
+    if isinstance(value := fields.get("model"), str) and value:
+        call.response_model = value
+    if isinstance(value := fields.get("service_tier"), str) and value:
+        call.service_tier = value
 
 
 def _status(response: Any) -> tuple[tuple[str, ...], Failure | None]:
@@ -92,8 +92,7 @@ class ChunkedReader:
         choices = getattr(chunk, "choices", None)
         if choices:
             for choice in choices:
-                reason = choice.finish_reason
-                if reason is not None:
+                if (reason := choice.finish_reason) is not None:
                     self._finish_reasons.append(reason)
                     self.complete = True
         if self._text is not None:
@@ -103,7 +102,7 @@ class ChunkedReader:
         """Write what was kept to the call."""
         call = self._call
         if self._first is not None:
-            _identify(call, self._first)
+            _identify(call, fields_of(self._first))
         call.service_tier = self._service_tier or call.service_tier
         call.usage = self._usage
         call.finish_reasons = tuple(self._finish_reasons)

@@ -6,9 +6,8 @@ zones: before the call, the call, after it. The outer two are guarded and never 
 """
 
 from collections.abc import Callable
-from enum import Enum, auto
 from functools import lru_cache
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 from taskpilot_instrument._bodies import EventBody, JsonBody, as_object, parse
 from taskpilot_instrument._guard import swallow
@@ -29,6 +28,10 @@ from taskpilot_instrument.patches._patching import Patch
 from taskpilot_instrument.semconv import Kind
 
 LIBRARY: Final = "openai"
+
+#: What sort of object the transport gave back: a parsed one, one of the client's wrappers around the HTTP response,
+#: or the HTTP response itself, where the caller asked for it.
+_Shape = Literal["parsed", "wrapped", "http"]
 
 
 def patches() -> list[Patch]:
@@ -188,8 +191,10 @@ class _Call:
         """Read the result, or hook the stream that it will be read from; the result stays as it is."""
         is_open, outcome, error_type = False, None, None
         try:
-            is_open = self._still_open(result)
-            document = None if is_open else _document(result)
+            kind: Any = type(result)
+            shape = _shape(kind)
+            is_open = (shape == "wrapped" or self.llm.streamed) and self._still_open(result, shape)
+            document = None if is_open else _document(result, shape)
             if document is not None:
                 failure = read_response(self.llm, document, self.operation.recorder.capture)
                 if failure is not None:
@@ -200,18 +205,15 @@ class _Call:
             if not is_open:
                 self.operation.finish(outcome=outcome, error_type=error_type)
 
-    def _still_open(self, result: Any) -> bool:
+    def _still_open(self, result: Any, shape: _Shape) -> bool:
         """Hook a response whose body is still to be read; False where all of it is here."""
-        shape = _shape_of(result)
-        if shape is not _Shape.WRAPPED and not self.kwargs.get("stream"):
-            return False
-        response = result.http_response if shape is _Shape.WRAPPED else getattr(result, "response", None)
+        response = result.http_response if shape == "wrapped" else getattr(result, "response", None)
         llm, capture = self.llm, self.operation.recorder.capture
         if response is None or response.is_closed:
             return False
         reader: ChunkedReader | EventReader | WholeReader
         is_events = "text/event-stream" in response.headers.get("content-type", "")
-        if self.kwargs.get("stream"):
+        if llm.streamed:
             reader = EventReader(llm, capture) if self.surface.events else ChunkedReader(llm, capture)
         else:
             reader = WholeReader(llm, capture)
@@ -220,35 +222,19 @@ class _Call:
         return True
 
 
-class _Shape(Enum):
-    """What sort of object the transport gave back."""
-
-    PARSED = auto()
-    #: One of the client's wrappers around the HTTP response.
-    WRAPPED = auto()
-    #: The HTTP response itself, where the caller asked for it.
-    HTTP = auto()
-
-
-def _shape_of(result: Any) -> _Shape:
-    kind: Any = type(result)
-    return _shape(kind)
-
-
 @lru_cache(maxsize=256)
 def _shape(kind: Any) -> _Shape:
     # Looked up once per type: a missing attribute of a pydantic model costs more than a microsecond.
     if hasattr(kind, "http_request"):
-        return _Shape.WRAPPED
-    return _Shape.HTTP if hasattr(kind, "iter_raw") else _Shape.PARSED
+        return "wrapped"
+    return "http" if hasattr(kind, "iter_raw") else "parsed"
 
 
-def _document(result: Any) -> Any:
+def _document(result: Any, shape: _Shape) -> Any:
     """Return what a reader can read of a complete result: the parsed object, or the parsed body."""
-    shape = _shape_of(result)
-    if shape is _Shape.PARSED:
+    if shape == "parsed":
         if isinstance(result, str):
             return parse(result) if result.startswith("{") else None
         return as_object(result)
-    response = result.http_response if shape is _Shape.WRAPPED else result
+    response = result.http_response if shape == "wrapped" else result
     return parse(response.content) if "json" in response.headers.get("content-type", "") else None

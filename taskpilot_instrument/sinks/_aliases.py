@@ -71,9 +71,7 @@ class Aliases(Collector):
             registry.register(self)
         except ValueError:
             # Only here are the application's collectors asked: what they are called is known to nobody else.
-            self._taken = self._reserved.intersection(
-                name for metric in registry.collect() for name in _claims(metric)
-            )
+            self._taken = self._reserved.intersection(name for metric in registry.collect() for name in _claims(metric))
             _log.warning(
                 "taskpilot_instrument: not served as aliases, taken already: %s", ", ".join(sorted(self._taken))
             )

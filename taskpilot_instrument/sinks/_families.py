@@ -5,6 +5,7 @@ work. The families are collected together by one collector of ours, which adds w
 """
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -141,6 +142,31 @@ class Families(Collector):
     def count_overflow(self, label: str) -> None:
         """Count one value that was replaced or dropped because there were too many."""
         self._counters[semconv.M_LABEL_OVERFLOW].labels(label).inc()
+
+
+def adder(child: Counter) -> Callable[[float], None]:
+    """Return what adds to a child of a counter, an amount that is not negative.
+
+    ``inc`` checks both that and the labels each time, which takes as long as the adding.
+    """
+    add: Callable[[float], None] = getattr(child, "_value", child).inc
+    return add
+
+
+def observer(child: Histogram) -> Callable[[float], None]:
+    """Return what adds a value to a child of a histogram; ``observe`` goes through the buckets one by one."""
+    try:
+        bounds: list[float] = child._upper_bounds  # noqa: SLF001 - see above
+        add = child._sum.inc  # noqa: SLF001
+        count = [bucket.inc for bucket in child._buckets]  # noqa: SLF001
+    except AttributeError:
+        return child.observe
+
+    def observe(value: float) -> None:
+        add(value)
+        count[bisect_left(bounds, value)](1)
+
+    return observe
 
 
 def _add_said(metric: Metric, family: str, said: Said) -> None:

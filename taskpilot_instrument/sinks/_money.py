@@ -38,12 +38,12 @@ class Spend:
         self.exact = add(self.exact, usd)
         target = float(self.exact)
         step = target - self._shown
-        if self._shown + step > target:  # rounding overshot, and a counter cannot go back
+        shown = self._shown + step
+        if shown > target:  # rounding overshot, and a counter cannot go back
             step = nextafter(step, 0)
-        self._move(step)
-        if self._shown < target:  # so close by now that the difference is exact
-            self._move(target - self._shown)
-
-    def _move(self, step: float) -> None:
+            shown = self._shown + step
         self._inc(step)
-        self._shown += step
+        if shown < target:  # so close by now that the difference is exact
+            self._inc(target - shown)
+            shown += target - shown
+        self._shown = shown

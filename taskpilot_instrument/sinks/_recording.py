@@ -11,7 +11,7 @@ from taskpilot_instrument import semconv
 from taskpilot_instrument._operation import Finished, LLMCall, Operation, current
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
-from taskpilot_instrument.sinks._families import Families
+from taskpilot_instrument.sinks._families import Families, adder, observer
 from taskpilot_instrument.sinks._money import Spend, add
 from taskpilot_instrument.sinks._windows import Cell, CellKey, Windows
 
@@ -36,7 +36,7 @@ class _Run(NamedTuple):
     """What a workflow, agent or tool record touches, looked up once."""
 
     cell: CellKey | None
-    inc: Callable[[], None]
+    add: Callable[[float], None]
     observe: Callable[..., None]
 
 
@@ -45,7 +45,7 @@ class _Call(NamedTuple):
 
     cell: CellKey
     payer: tuple[str, str]
-    inc: Callable[[], None]
+    add: Callable[[float], None]
     observe: Callable[[float], None]
     observe_first_chunk: Callable[[float], None]
     tokens: tuple[Callable[[float], None], ...]
@@ -81,7 +81,7 @@ class Recording:
         kind, outcome = record.kind, record.outcome
         key = (kind, record.workflow, record.agent, record.name, outcome)
         run = self._runs.get(key) or self._bind_run(record, key)
-        run.inc()
+        run.add(1)
         nanoseconds = record.duration_ns
         if kind is Kind.WORKFLOW:
             run.observe(nanoseconds / 1e9, _exemplar(record))
@@ -101,44 +101,40 @@ class Recording:
             self._finished_call(record, record.llm, None)
 
     def _finished_call(self, record: Finished, llm: LLMCall, nanoseconds: int | None) -> None:
-        outcome = record.outcome
+        outcome, usage, cost = record.outcome, record.usage, record.cost
         key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
-        call = self._calls.get(key) or self._bind_call(key)
-        call.inc()
+        cell_key, payer, add_call, observe, observe_first_chunk, tokens = self._calls.get(key) or self._bind_call(key)
+        add_call(1)
         if nanoseconds is not None:
-            call.observe(nanoseconds / 1e9)
+            observe(nanoseconds / 1e9)
         if record.time_to_first_chunk_ns is not None:
-            call.observe_first_chunk(record.time_to_first_chunk_ns / 1e9)
-        usage = record.usage
+            observe_first_chunk(record.time_to_first_chunk_ns / 1e9)
+        given = made = 0
         if usage is not None:
-            for add_tokens, count in zip(call.tokens, usage, strict=False):
+            for add_tokens, count in zip(tokens, usage, strict=False):
                 if count:
                     add_tokens(count)
-        unpriced = record.cost is None and (usage is not None or outcome is Outcome.SUCCESS)
+            given, made = usage.input_tokens or 0, usage.output_tokens or 0
+        unpriced = cost is None and (usage is not None or outcome is Outcome.SUCCESS)
         if unpriced:
-            self.families.counter(semconv.M_LLM_UNPRICED, call.cell.model).inc()
+            self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
         if llm.finish_reasons and not _CUT_OFF.isdisjoint(llm.finish_reasons):
-            self.record_token_limit_hit(call.cell.model, semconv.LIMIT_FINISH_LENGTH)
-        self._count_call(record, call, unpriced=unpriced, timed=nanoseconds is not None)
-
-    def _count_call(self, record: Finished, call: _Call, *, unpriced: bool, timed: bool) -> None:
-        usage, cost = record.usage, record.cost
+            self.record_token_limit_hit(cell_key.model, semconv.LIMIT_FINISH_LENGTH)
         with self._lock:
-            cell = self.windows.cell(call.cell)
+            cell = self.windows.cell(cell_key)
             cell.runs += 1
-            if record.outcome is Outcome.SUCCESS:
+            if outcome is Outcome.SUCCESS:
                 cell.successes += 1
             if cost is not None:
                 cell.priced += 1
                 cell.cost = add(cell.cost, cost)
-                (self._spends.get(call.payer) or self._bind_spend(call.payer)).add(cost)
+                (self._spends.get(payer) or self._bind_spend(payer)).add(cost)
             elif unpriced:
                 cell.unpriced += 1
-            if usage is not None:
-                cell.input_tokens += usage.input_tokens or 0
-                cell.output_tokens += usage.output_tokens or 0
-            if timed:
-                cell.latency.add(record.duration_ns / 1e6)
+            cell.input_tokens += given
+            cell.output_tokens += made
+            if nanoseconds is not None:
+                cell.latency.add(nanoseconds / 1e6)
 
     # --- what is told beside operations ---------------------------------------------------------
 
@@ -213,10 +209,11 @@ class Recording:
             Kind.WORKFLOW: CellKey(kind, workflow, NONE, NONE),
             Kind.AGENT: CellKey(kind, workflow, agent, NONE),
         }
+        timed = self.families.histogram(duration, *labels)
         run = _Run(
             cells.get(kind),
-            self.families.counter(runs, *labels, str(record.outcome)).inc,
-            self.families.histogram(duration, *labels).observe,
+            adder(self.families.counter(runs, *labels, str(record.outcome))),
+            timed.observe if kind is Kind.WORKFLOW else observer(timed),  # only the former takes an exemplar
         )
         return _keep(self._runs, key, run, (record.name, name), (record.agent, agent), (record.workflow, workflow))
 
@@ -227,11 +224,12 @@ class Recording:
         call = _Call(
             CellKey(Kind.LLM, workflow, agent, model),
             (agent, model),
-            self.families.counter(semconv.M_LLM_CALLS, *labels[1:]).inc,
-            self.families.histogram(semconv.M_LLM_DURATION, model, provider).observe,
-            self.families.histogram(semconv.M_LLM_TIME_TO_FIRST_CHUNK, model, provider).observe,
+            adder(self.families.counter(semconv.M_LLM_CALLS, *labels[1:])),
+            observer(self.families.histogram(semconv.M_LLM_DURATION, model, provider)),
+            observer(self.families.histogram(semconv.M_LLM_TIME_TO_FIRST_CHUNK, model, provider)),
             tuple(
-                self.families.counter(semconv.M_LLM_TOKENS, agent, model, token_kind).inc for token_kind in _TOKEN_KINDS
+                adder(self.families.counter(semconv.M_LLM_TOKENS, agent, model, token_kind))
+                for token_kind in _TOKEN_KINDS
             ),
         )
         return _keep(self._calls, key, call, *zip(key, labels, strict=True))
@@ -240,7 +238,7 @@ class Recording:
         """Return the spend of a payer; made with the first known cost, so that an unpriced model has no cost of 0."""
         labels = self.families.resolve(semconv.M_LLM_COST, *payer)
         if labels not in self._spends:
-            self._spends[labels] = Spend(self.families.counter(semconv.M_LLM_COST, *labels).inc)
+            self._spends[labels] = Spend(adder(self.families.counter(semconv.M_LLM_COST, *labels)))
         return self._spends[labels]
 
 

@@ -16,6 +16,7 @@ from ddsketch.mapping import LogarithmicMapping
 #: Largest relative error of a quantile; 1 % is promised, the rest is room for the rounding of floats.
 ACCURACY: Final = 0.008
 _MAPPING: Final = LogarithmicMapping(ACCURACY)
+_bin_of: Final = _MAPPING.key
 #: Anything smaller counts as this, zero included.
 _SMALLEST: Final = 1e-9
 _SMALLEST_BIN: Final[int] = _MAPPING.key(_SMALLEST)
@@ -39,7 +40,7 @@ class Sketch:
 
         :param value: zero or more, in any unit.
         """
-        key: int = _MAPPING.key(value) if value > _SMALLEST else _SMALLEST_BIN
+        key: int = _bin_of(value) if value > _SMALLEST else _SMALLEST_BIN
         bins = self._bins
         bins[key] = bins.get(key, 0) + 1
         self.count += 1

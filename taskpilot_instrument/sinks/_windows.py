@@ -224,7 +224,7 @@ class Windows:
 
     def cell(self, key: CellKey) -> Cell:
         """Return the cell of this moment for ``key``."""
-        bucket = self.bucket()
+        bucket = self._finest.open if self._now_ns() < self._ends_ns else self.bucket()
         return bucket.cells.get(key) or bucket.cell(key, self._finest.spec.cells)
 
     def select(self, window_ns: int | None = None) -> list[Bucket]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Final
 
-import structlog
 from opentelemetry.trace import Span
 
 from taskpilot_instrument import semconv as names
@@ -22,7 +21,7 @@ from taskpilot_instrument.settings import LogLevel, LogProfile, LogTarget
 from taskpilot_instrument.sinks import _log_formats as formats
 from taskpilot_instrument.sinks._log_context import TaskpilotFields, add_taskpilot_fields, current_fields
 from taskpilot_instrument.sinks._log_formats import to_json
-from taskpilot_instrument.sinks._log_targets import LoggerTarget, open_target
+from taskpilot_instrument.sinks._log_targets import open_target
 from taskpilot_instrument.typing import Clock
 
 __all__ = ["LogSink", "TaskpilotFields", "add_taskpilot_fields"]
@@ -54,13 +53,6 @@ _LEVEL_OF: Final = {
     Outcome.BLOCKED: _WARNING,
     Outcome.ABANDONED: _WARNING,
 }
-
-
-class _Lines(structlog.BoundLoggerBase):
-    """The logger that the chain hangs on: it has one method, and its event is the pieces of a line."""
-
-    def write(self, pieces: list[str]) -> None:
-        self._proxy_to_logger("emit", pieces)  # type: ignore[arg-type]  # the renderer joins them
 
 
 class LogSink:
@@ -103,7 +95,9 @@ class LogSink:
         self._threshold = _OFF if self._target is None else _LEVELS[level]
         self._profile = _profile(profile)
         self._service = self._profile.keys[names.F_SERVICE_NAME] + to_json(service_name)
-        self._write = _chain(self._target)
+        from taskpilot_instrument.sinks._log_chain import chain  # not before lines are wanted: structlog takes its time
+
+        self._write = chain(self._target)
         self._second: tuple[int, str] = (-1, "")
 
     def close(self) -> None:
@@ -300,16 +294,3 @@ def _profile(name: str) -> formats.Profile:
         return formats.PROFILES[name]
     except KeyError:
         raise ConfigurationError(f"log profile {name!r}: expected one of {', '.join(formats.PROFILES)}") from None
-
-
-def _chain(target: object) -> Callable[[list[str]], None]:
-    """Build the structlog logger, every argument given, so that the application's configuration has no say in it."""
-    lines: _Lines = structlog.wrap_logger(
-        target,
-        processors=[formats.to_record if isinstance(target, LoggerTarget) else formats.to_line],
-        wrapper_class=_Lines,
-        context_class=dict,
-        cache_logger_on_first_use=True,
-        logger_factory_args=(),
-    ).bind()
-    return lines.write

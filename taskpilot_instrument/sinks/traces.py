@@ -75,7 +75,7 @@ class TraceSink:
         tags: dict[str, Any] = {
             names.REQUEST_ID: ids.request_id,
             names.LATENCY_MS: record.duration_ns / 1e6,
-            names.OUTCOME: record.outcome.value,
+            names.OUTCOME: str(record.outcome),
         }
         if ids.session_id is not None:
             tags[names.SESSION_ID] = ids.session_id
@@ -166,7 +166,7 @@ def _llm_result_tags(tags: dict[str, Any], record: Finished, call: LLMCall) -> N
     tags.update(call.request)
     if call.server_port is not None:
         tags[names.SERVER_PORT] = call.server_port
-    if record.usage is not None:
+    if record.usage is not None and any(record.usage[2:]):
         _detail_tags(tags, record.usage)
     if call.response_model is not None:
         tags[names.GEN_AI_RESPONSE_MODEL] = call.response_model

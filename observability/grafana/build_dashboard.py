@@ -1,0 +1,433 @@
+"""Write golden-signals-dashboard.json, from the names in the library's own table.
+
+    python observability/grafana/build_dashboard.py           # write the file
+    python observability/grafana/build_dashboard.py --check   # say whether it is up to date
+
+Needs ``pip install -e '.[dev]'``, for grafana-foundation-sdk.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    dashboard,
+    heatmap,
+    stat,
+    table,
+    timeseries,
+)
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as kinds
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from taskpilot_instrument import semconv
+from taskpilot_instrument.golden import THRESHOLDS, Threshold
+
+FILE: Final = Path(__file__).with_name("golden-signals-dashboard.json")
+PROMETHEUS: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+GREEN, YELLOW, RED = "green", "yellow", "red"
+#: Variables that narrow a family down, by the label that they match.
+FILTERS: Final = {"workflow": "$workflow", "agent": "$agent", "model": "$model"}
+#: The window of lines, and that of a figure for the whole range on the screen.
+STEP, RANGE = "$__rate_interval", "$__range"
+CORRECT: Final = f'verdict="{semconv.VERDICT_CORRECT}"'
+SUCCESS: Final = f'outcome="{semconv.Outcome.SUCCESS}"'
+FAILED: Final = f'outcome!="{semconv.Outcome.SUCCESS}"'
+
+# --- expressions --------------------------------------------------------------------------------
+
+
+def series(family: str, *matchers: str, suffix: str = "", whole: bool = False) -> str:
+    """Return the selector of a family for the chosen service, workflow, agent and model.
+
+    :param whole: of the whole service, whatever else is chosen.
+    """
+    labels = () if whole else semconv.METRIC_LABELS[family]
+    chosen = ['job=~"$service"', *(f'{label}=~"{value}"' for label, value in FILTERS.items() if label in labels)]
+    return f"{family}{suffix}{{{', '.join([*chosen, *matchers])}}}"
+
+
+def total(family: str, *matchers: str, by: str = "", whole: bool = False) -> str:
+    """Return what a counter grew by in the range, what its series were born with included."""
+    name = series(family, *matchers, whole=whole)
+    born = f"(min_over_time({name}[{RANGE}]) unless max_over_time({name}[1h] offset {RANGE}))"
+    grown = f"increase({name}[{RANGE}])"
+    return f"sum{_by(by)} (({grown} + {born}) or {grown})"
+
+
+def per_second(family: str, *matchers: str, by: str = "") -> str:
+    """Return how fast a counter grows."""
+    return f"sum{_by(by)} (rate({series(family, *matchers)}[{STEP}]))"
+
+
+def quantile(percent: int, family: str, by: str = "", window: str = STEP) -> str:
+    """Return a percentile of a histogram in seconds."""
+    labels = f"{by}, le" if by else "le"
+    return f"histogram_quantile({percent / 100:g}, sum by ({labels}) (rate({series(family, suffix='_bucket')}[{window}])))"
+
+
+def share(part: str, whole: str, by: str = "") -> str:
+    """Return one growth in percent of another; 0 where there is no part, nothing where there is no whole."""
+    return f"100 * ({part} or 0 * {whole}) / ({whole} > 0)" if by else f"100 * ({part} or vector(0)) / ({whole} > 0)"
+
+
+def _by(labels: str) -> str:
+    return f" by ({labels})" if labels else ""
+
+
+# --- panels -------------------------------------------------------------------------------------
+
+
+def query(expr: str, legend: str = "", *, instant: bool = False, exemplar: bool = False) -> Dataquery:
+    """Return a query of a panel."""
+    built = Dataquery().expr(expr).legend_format(legend or "__auto").datasource(PROMETHEUS)
+    built = built.instant() if instant else built.range()
+    return built.exemplar(True) if exemplar else built
+
+
+def lines(title: str, unit: str, *queries: Dataquery, what: str, width: int = 12) -> timeseries.Panel:
+    """Return a panel with lines over time."""
+    panel = timeseries.Panel().title(title).description(what).unit(unit).datasource(PROMETHEUS).height(8).span(width)
+    legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE).calcs(["mean", "max"])
+    panel = panel.legend(legend.placement(kinds.LegendPlacement.BOTTOM).show_legend(True)).fill_opacity(8).min(0)
+    tooltip = common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING)
+    return _with(panel.tooltip(tooltip), queries)
+
+
+def number(
+    title: str, unit: str, expr: str, *, what: str, steps: models.ThresholdsConfig | Any = None, decimals: int = 2
+) -> stat.Panel:
+    """Return a panel with one figure for the range on the screen."""
+    panel = stat.Panel().title(title).description(what).unit(unit).decimals(decimals).datasource(PROMETHEUS)
+    reduce = common.ReduceDataOptions().calcs(["lastNotNull"])
+    panel = panel.reduce_options(reduce).graph_mode(kinds.BigValueGraphMode.NONE).no_value("–").height(5).span(4)
+    if steps is not None:
+        panel = panel.thresholds(steps).color_mode(kinds.BigValueColorMode.BACKGROUND)
+    return panel.with_target(query(expr, instant=True))
+
+
+def bars(title: str, unit: str, expr: str, legend: str, *, what: str, steps: Any = None, width: int = 8) -> bargauge.Panel:
+    """Return a panel with one bar for each series, for the range on the screen."""
+    panel = bargauge.Panel().title(title).description(what).unit(unit).datasource(PROMETHEUS).height(8).span(width)
+    panel = panel.orientation(kinds.VizOrientation.HORIZONTAL).no_value("–").min(0)
+    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    if steps is not None:
+        panel = panel.thresholds(steps).max(100)
+    return panel.with_target(query(expr, legend, instant=True))
+
+
+def columns(title: str, by: str, *named: tuple[str, str, str], what: str) -> table.Panel:
+    """Return a table with one row for each value of a label, and a column for each expression (name, unit, query)."""
+    panel = table.Panel().title(title).description(what).datasource(PROMETHEUS).height(8).span(24).no_value("–")
+    names = {}
+    for place, (name, unit, expr) in enumerate(named):
+        ref = chr(ord("A") + place)
+        panel = panel.with_target(query(expr, instant=True).format(PromQueryFormat.TABLE).ref_id(ref))
+        names[f"Value #{ref}"] = name
+        panel = panel.override_by_name(name, [models.DynamicConfigValue(id_val="unit", value=unit)])
+    panel = panel.with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
+    hidden = {"Time": True}
+    organise: dict[str, Any] = {"excludeByName": hidden, "renameByName": names, "indexByName": {by: 0}}
+    return panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=organise))
+
+
+def heat(title: str, family: str, *, what: str) -> heatmap.Panel:
+    """Return a heat map of a histogram, with its exemplars."""
+    expr = f"sum by (le) (increase({series(family, suffix='_bucket')}[{STEP}]))"
+    panel = heatmap.Panel().title(title).description(what).datasource(PROMETHEUS).height(8).span(12).calculate(False)
+    color = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
+    panel = panel.color(color).y_axis(heatmap.YAxisConfig().unit("s")).exemplars_color("rgba(31, 96, 196, 0.9)")
+    return panel.with_target(query(expr, "{{le}}", exemplar=True).format(PromQueryFormat.HEATMAP))
+
+
+def _with(panel: timeseries.Panel, queries: Iterable[Dataquery]) -> timeseries.Panel:
+    for place, each in enumerate(queries):
+        panel = panel.with_target(each.ref_id(chr(ord("A") + place)))
+    return panel
+
+
+def steps(key: str, scale: float = 1) -> dashboard.ThresholdsConfig:
+    """Return the colours of a golden signal: those of the verdicts that the library gives.
+
+    :param scale: from the signal's unit to the panel's.
+    """
+    bounds: Threshold = THRESHOLDS[key]
+    healthy, warning = bounds.healthy * scale, bounds.warning * scale
+    if bounds.more_is_better:
+        return colours((None, RED), (warning, YELLOW), (healthy, GREEN))
+    return colours((None, GREEN), (_beyond(healthy), YELLOW), (_beyond(warning), RED))
+
+
+def colours(*bounds: tuple[float | None, str]) -> dashboard.ThresholdsConfig:
+    """Return colours that begin at their bounds."""
+    made = [models.Threshold(value=value, color=color) for value, color in bounds]
+    return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(made)
+
+
+def _beyond(bound: float) -> float:
+    """Return the least figure beyond a bound: a colour begins at its threshold, a verdict only after it."""
+    return round(bound + 1e-6, 6)
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+
+def golden_signals() -> list[Any]:
+    """Return the five signals, and the traffic that they rest on.
+
+    Spend, violations and feedback know no workflow, and runs no agent or model. A ratio of both is that of the service.
+    """
+    runs, successes = total(semconv.M_WORKFLOW_RUNS), total(semconv.M_WORKFLOW_RUNS, SUCCESS)
+    all_runs = total(semconv.M_WORKFLOW_RUNS, whole=True)
+    all_successes = total(semconv.M_WORKFLOW_RUNS, SUCCESS, whole=True)
+    spent, violations = (total(family, whole=True) for family in (semconv.M_LLM_COST, semconv.M_POLICY_VIOLATIONS))
+    verdicts, correct = (total(semconv.M_FEEDBACK, *matchers, whole=True) for matchers in ((), (CORRECT,)))
+    return [
+        number("Success rate", "percent", share(successes, runs), steps=steps(semconv.G_SUCCESS_RATE),
+               what="Successful runs ÷ runs. Healthy from 95 %, critical below 90 %."),
+        number("p95 latency", "s", quantile(95, semconv.M_WORKFLOW_DURATION, window=RANGE), decimals=2,
+               steps=steps(semconv.G_P95_LATENCY_MS, 1 / 1000),
+               what="19 of 20 runs are faster. Healthy up to 2 s, critical beyond 5 s."),
+        number("Cost per task", "currencyUSD", f"{spent} / ({all_successes} > 0)", decimals=4,
+               steps=steps(semconv.G_COST_PER_TASK),
+               what="All spend, failed runs included ÷ successful runs. Healthy up to $0.10, critical beyond $0.50. Of the whole service."),
+        number("User correctness", "percent", share(correct, verdicts),
+               what="Confirmed correct ÷ all verdicts of users. No threshold. Of the whole service."),
+        number("Policy violations", "percent", share(violations, all_runs),
+               steps=steps(semconv.G_VIOLATION_RATE),
+               what="Violations ÷ runs. Healthy up to 1 %, critical beyond 2 %. Of the whole service."),
+        number("Runs", "short", runs, decimals=0, what="Workflow runs, however they ended."),
+        lines("Runs by outcome", "ops", query(per_second(semconv.M_WORKFLOW_RUNS, by="outcome"), "{{outcome}}"),
+              what="Workflow runs a second."),
+        lines("Success rate by workflow", "percent",
+              query(f"100 * {per_second(semconv.M_WORKFLOW_RUNS, SUCCESS, by='workflow')} "
+                    f"/ ({per_second(semconv.M_WORKFLOW_RUNS, by='workflow')} > 0)", "{{workflow}}"),
+              what="Successful runs ÷ runs of each workflow."),
+    ]  # fmt: skip
+
+
+def cost() -> list[Any]:
+    """Return what is spent, by agent and model."""
+    return [
+        number("Spent", "currencyUSD", total(semconv.M_LLM_COST), decimals=4, what="Spend whose price is known, in the range on the screen."),
+        bars("Cost by agent", "currencyUSD", total(semconv.M_LLM_COST, by="agent"), "{{agent}}",
+             what="Spend of each agent.", width=10),
+        bars("Cost by model", "currencyUSD", total(semconv.M_LLM_COST, by="model"), "{{model}}",
+             what="Spend of each model.", width=10),
+        lines("Spending by agent", "currencyUSD",
+              query(f"3600 * {per_second(semconv.M_LLM_COST, by='agent')}", "{{agent}}"), what="USD an hour."),
+        lines("Spending by model", "currencyUSD",
+              query(f"3600 * {per_second(semconv.M_LLM_COST, by='model')}", "{{model}}"), what="USD an hour."),
+    ]  # fmt: skip
+
+
+def tokens() -> list[Any]:
+    """Return where tokens go."""
+    return [
+        lines("Tokens by kind", "short", query(per_second(semconv.M_LLM_TOKENS, by="kind"), "{{kind}}"), width=8,
+              what="Tokens a second. Input includes cached ones, output includes reasoning ones."),
+        bars("Tokens by model", "short", total(semconv.M_LLM_TOKENS, 'kind=~"input|output"', by="model"), "{{model}}",
+             what="Input and output tokens of each model."),
+        bars("Token limits hit", "short", total(semconv.M_TOKEN_LIMIT_HITS, by="model, limit"), "{{model}} {{limit}}",
+             what="Answers that were cut off, or never begun, at a limit."),
+    ]  # fmt: skip
+
+
+def latency() -> list[Any]:
+    """Return how long things take, with exemplars that open the trace."""
+    run = semconv.M_WORKFLOW_DURATION
+    return [
+        lines("Workflow latency", "s",
+              *(query(quantile(percent, run), f"p{percent}", exemplar=percent == 95) for percent in (50, 95, 99)),
+              what="Percentiles of run latency. A dot is one run: it opens its trace."),
+        heat("Workflow latency, all runs", run, what="How many runs took how long. A dot is one run: it opens its trace."),
+        lines("p95 latency by agent", "s", query(quantile(95, semconv.M_AGENT_DURATION, "agent"), "{{agent}}"), width=6,
+              what="19 of 20 runs of an agent are faster."),
+        lines("p95 latency by tool", "s", query(quantile(95, semconv.M_TOOL_DURATION, "tool"), "{{tool}}"), width=6,
+              what="19 of 20 calls of a tool are faster."),
+        lines("p95 latency by model", "s", query(quantile(95, semconv.M_LLM_DURATION, "model"), "{{model}}"), width=6,
+              what="19 of 20 calls of a model are faster."),
+        lines("p95 time to first chunk", "s",
+              query(quantile(95, semconv.M_LLM_TIME_TO_FIRST_CHUNK, "model"), "{{model}}"), width=6,
+              what="How long a streamed answer takes to begin."),
+    ]  # fmt: skip
+
+
+def errors() -> list[Any]:
+    """Return what fails, and why."""
+    return [
+        lines("LLM calls by error", "ops",
+              query(per_second(semconv.M_LLM_CALLS, FAILED, by="error_type"), "{{error_type}}"), width=8,
+              what="LLM calls a second that did not succeed, by type of error."),
+        lines("Agent runs that did not succeed", "ops",
+              query(per_second(semconv.M_AGENT_RUNS, FAILED, by="agent, outcome"), "{{agent}} {{outcome}}"), width=8,
+              what="Agent runs a second that failed, were cancelled or were blocked."),
+        lines("Tool calls that did not succeed", "ops",
+              query(per_second(semconv.M_TOOL_CALLS, FAILED, by="tool, outcome"), "{{tool}} {{outcome}}"), width=8,
+              what="Tool calls a second that failed, were cancelled or were blocked."),
+    ]  # fmt: skip
+
+
+def models_compared() -> list[Any]:
+    """Return one row for each model."""
+    calls, ok = (total(semconv.M_LLM_CALLS, *matchers, by="model") for matchers in ((), (SUCCESS,)))
+    spent = total(semconv.M_LLM_COST, by="model")
+    sent = total(semconv.M_LLM_TOKENS, 'kind=~"input|output"', by="model")
+    return [
+        columns(
+            "Model comparison", "model",
+            ("Calls", "short", calls),
+            ("Success rate", "percent", share(ok, calls, by="model")),
+            ("Cost", "currencyUSD", spent),
+            ("Cost per 1,000 calls", "currencyUSD", f"1000 * {spent} / ({calls} > 0)"),
+            ("Tokens per call", "short", f"{sent} / ({calls} > 0)"),
+            ("p95 latency", "s", quantile(95, semconv.M_LLM_DURATION, "model", RANGE)),
+            ("p95 first chunk", "s", quantile(95, semconv.M_LLM_TIME_TO_FIRST_CHUNK, "model", RANGE)),
+            what="The same figures for each model, over the range on the screen.",
+        )
+    ]  # fmt: skip
+
+
+def budgets() -> list[Any]:
+    """Return how much of each budget is left. Processes that share one each tell its whole: hence max, not sum."""
+    spent, limit = (
+        f"max by (budget, window) ({series(family)})" for family in (semconv.M_BUDGET_SPENT, semconv.M_BUDGET_LIMIT)
+    )
+    return [
+        bars("Budget used", "percent", f"100 * {spent} / ({limit} > 0)", "{{budget}} {{window}}",
+             steps=colours((None, GREEN), (80, YELLOW), (100, RED)), what="Spent ÷ limit. A warning from 80 %."),
+        lines("Budget spent", "currencyUSD", query(spent, "{{budget}} {{window}}"), query(limit, "{{budget}} limit"),
+              width=8, what="What is spent of each budget, and its limit."),
+        bars("Calls refused", "short", total(semconv.M_BUDGET_BLOCKED, by="budget, window"), "{{budget}} {{window}}",
+             what="Calls that were not made because the budget was spent."),
+    ]  # fmt: skip
+
+
+def safety() -> list[Any]:
+    """Return what policies and guardrails stopped."""
+    return [
+        bars("Policy violations", "short", total(semconv.M_POLICY_VIOLATIONS, by="agent, policy"), "{{agent}} {{policy}}",
+             what="Violations by agent and policy.", width=12),
+        bars("Guardrail blocks", "short", total(semconv.M_GUARDRAIL_BLOCKS, by="agent, guardrail, direction"),
+             "{{agent}} {{guardrail}} {{direction}}", width=12,
+             what="Inputs and outputs that a guardrail stopped."),
+    ]  # fmt: skip
+
+
+def feedback() -> list[Any]:
+    """Return what users say."""
+    verdicts = total(semconv.M_FEEDBACK, by="agent")
+    return [
+        lines("Verdicts of users", "ops", query(per_second(semconv.M_FEEDBACK, by="verdict"), "{{verdict}}"),
+              what="Verdicts a second."),
+        bars("Correctness by agent", "percent", share(total(semconv.M_FEEDBACK, CORRECT, by="agent"), verdicts, by="agent"),
+             "{{agent}}", what="Confirmed correct ÷ all verdicts on an agent's results.", width=12),
+    ]  # fmt: skip
+
+
+def experiments() -> list[Any]:
+    """Return one row for each variant."""
+    by = "experiment, variant"
+    runs, ok = (total(semconv.M_EXPERIMENT_RUNS, *matchers, by=by) for matchers in ((), (SUCCESS,)))
+    return [
+        columns(
+            "Experiments", "experiment",
+            ("Runs", "short", runs),
+            ("Success rate", "percent", share(ok, runs, by=by)),
+            ("Cost per task", "currencyUSD", f"{total(semconv.M_EXPERIMENT_COST, by=by)} / ({ok} > 0)"),
+            ("p95 latency", "s", quantile(95, semconv.M_EXPERIMENT_DURATION, by, RANGE)),
+            what="The variants of each experiment side by side. Whether a difference is more than chance is not said here.",
+        )
+    ]  # fmt: skip
+
+
+def instrumentation() -> list[Any]:
+    """Return how well the instrumentation itself does."""
+    return [
+        number("Targets that answer", "percent", 'avg(100 * up{job=~"$service"})', decimals=0,
+               steps=colours((None, RED), (100, GREEN)), what="Processes that Prometheus can scrape."),
+        bars("Errors of the instrumentation", "short", total(semconv.M_INSTRUMENT_ERRORS, by="where"), "{{where}}",
+             what="Errors of our own that were swallowed, by place. Should be empty.", width=7),
+        bars("Values beyond a label's cap", "short", total(semconv.M_LABEL_OVERFLOW, by="label"), "{{label}}",
+             what="Values that were counted as other. Should be empty.", width=7),
+        bars("Calls without a price", "short", total(semconv.M_LLM_UNPRICED, by="model"), "{{model}}",
+             what="Calls that are missing from every cost. Should be empty.", width=6),
+    ]  # fmt: skip
+
+
+ROWS: Final = {
+    "Golden signals": golden_signals,
+    "Cost": cost,
+    "Tokens": tokens,
+    "Latency": latency,
+    "Errors": errors,
+    "Models": models_compared,
+    "Budgets": budgets,
+    "Safety": safety,
+    "Feedback": feedback,
+    "Experiments": experiments,
+    "Instrumentation": instrumentation,
+}
+
+# --- the whole ----------------------------------------------------------------------------------
+
+
+def variables() -> list[Any]:
+    """Return what can be chosen at the top."""
+    sources = {
+        "workflow": semconv.M_WORKFLOW_RUNS,
+        "agent": semconv.M_AGENT_RUNS,
+        "model": semconv.M_LLM_CALLS,
+    }
+    made: list[Any] = [dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")]
+    made.append(_choice("service", "Service", f"label_values({semconv.M_WORKFLOW_RUNS}, job)"))
+    for label, family in sources.items():
+        made.append(_choice(label, label.capitalize(), f'label_values({family}{{job=~"$service"}}, {label})'))
+    return made
+
+
+def _choice(name: str, label: str, expr: str) -> dashboard.QueryVariable:
+    """Return a variable; all of it includes the series that do not have the label at all."""
+    made = dashboard.QueryVariable(name).label(label).datasource(PROMETHEUS).query(expr)
+    made = made.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
+    everything = models.VariableOption(selected=True, text="All", value="$__all")
+    return made.multi(True).include_all(True).all_value(".*").current(everything)
+
+
+def build() -> str:
+    """Return the dashboard as JSON."""
+    made = dashboard.Dashboard("TaskPilot golden signals").uid("taskpilot-golden-signals").tags(["taskpilot", "agents"])
+    made = made.description("Does it succeed, how fast, at what cost, do users agree, does it stay within policy?")
+    made = made.time("now-6h", "now").refresh("30s").timezone("browser").editable()
+    made = made.tooltip(models.DashboardCursorSync.CROSSHAIR)
+    for each in variables():
+        made = made.with_variable(each)
+    for title, panels in ROWS.items():
+        made = made.with_row(dashboard.Row(title))
+        for panel in panels():
+            made = made.with_panel(panel)
+    built = made.build()
+    for number_, panel in enumerate(built.panels or [], 1):
+        panel.id_val = number_
+    return JSONEncoder(sort_keys=True, indent=2).encode(built) + "\n"
+
+
+def main() -> int:
+    """Write the file, or check it; return the exit status."""
+    text = build()
+    if "--check" in sys.argv[1:]:
+        return 0 if FILE.exists() and FILE.read_text() == text else 1
+    FILE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
