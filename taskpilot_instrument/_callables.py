@@ -15,6 +15,7 @@ import wrapt
 
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, abandon
+from taskpilot_instrument._streams import follow
 from taskpilot_instrument.semconv import Outcome
 
 #: Starts the operation of one call, or returns None where the call is not to be observed.
@@ -217,6 +218,8 @@ def _running(operation: Operation, result: Any, kind: type) -> Any:  # noqa: PLR
     if hasattr(kind, "_asyncio_future_blocking"):  # a future, as asyncio knows it: runs already, and must stay as it is
         result.add_done_callback(functools.partial(_future_done, operation))
         return result
+    if (hasattr(kind, "__anext__") or hasattr(kind, "__next__")) and follow(result, operation):
+        return result  # an SDK's stream tells when it ends, and stays the caller's own object
     if hasattr(kind, "__anext__"):
         return ObservedAsyncIterator(result, _Ward(operation))
     if hasattr(kind, "__await__"):

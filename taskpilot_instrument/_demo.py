@@ -145,7 +145,7 @@ def _worth_showing(traces: list[list[ReadableSpan]]) -> dict[str, list[ReadableS
     failed = next((trace for trace in traces if _tag(trace[-1], names.OUTCOME) == names.Outcome.ERROR), None)
     named = {"one run that met a rate limit": retried, "one that failed": failed}
     found = {name: trace for name, trace in named.items() if trace is not None}
-    return found or {"the last run": trace for trace in traces[-1:]}
+    return found or ({"the last run": traces[-1]} if traces else {})
 
 
 def _tag(span: ReadableSpan, name: str) -> object:

@@ -102,6 +102,24 @@ def text() -> Form:
     return Form("str", "text that is not empty", accept, str)
 
 
+def words() -> Form:
+    """Take a list of words; as text, with commas between them."""
+
+    def accept(value: object) -> object:
+        if not isinstance(value, list | tuple | set | frozenset):
+            raise ValueError  # noqa: TRY004 - what accept() raises
+        given = tuple(value)
+        _require(all(isinstance(word, str) and word.strip() for word in given))
+        return given
+
+    return Form(
+        "list of text",
+        "a list of words; in a variable, with commas between them",
+        accept,
+        lambda given: tuple(word.strip() for word in given.split(",") if word.strip()),
+    )
+
+
 def choice(words: tuple[str, ...], *, when_true: str | None = None, when_false: str | None = None) -> Form:
     """Take one of a few words, in any case.
 

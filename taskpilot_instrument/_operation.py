@@ -7,12 +7,13 @@ span, so whatever carries one carries the other.
 
 import decimal
 import gc
+import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from threading import get_ident
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from opentelemetry import context as otel_context
@@ -23,7 +24,7 @@ from taskpilot_instrument._guard import swallow
 from taskpilot_instrument.context import Ids, new_ids
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.pricing import Price
-from taskpilot_instrument.semconv import Kind, Outcome
+from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN, Kind, Outcome
 from taskpilot_instrument.typing import Capture, Clock, PriceSource, Sink, SpanSource
 from taskpilot_instrument.usage import TokenUsage
 
@@ -40,10 +41,10 @@ class LLMCall:
     """
 
     __slots__ = (
-        "base_url", "finish_reasons", "first_chunk_ns", "input_messages", "model",
+        "base_url", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model",
         "operation", "output_messages", "provider", "provider_request_id", "request", "response_id",
         "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
-        "system_instructions", "usage", "usage_estimated",
+        "system_instructions", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -71,7 +72,8 @@ class LLMCall:
         self.finish_reasons: tuple[str, ...] = ()
         self.service_tier: str | None = None
         self.usage: TokenUsage | None = None
-        self.usage_estimated = False
+        #: True where the provider may bill the call: it answered, or nobody waited for its answer.
+        self.billable = False
         self.first_chunk_ns: int | None = None
         self.retries = 0
         self.provider_request_id: str | None = None
@@ -122,6 +124,9 @@ class Recorder(NamedTuple):
     clock: Clock
     #: Turn agent and tool arguments and results into redacted, cut text; None where content is off.
     capture: Capture | None = None
+    #: Ask for the usage of streams whose caller did not, except at these hosts.
+    include_usage: bool = False
+    include_usage_except: frozenset[str] = frozenset()
 
 
 _active: Recorder | None = None
@@ -156,24 +161,31 @@ _EXACT: Final = decimal.Context(prec=60, traps=[])
 class Totals:
     """Exact sums of everything beneath a workflow or agent run."""
 
-    __slots__ = ("_lock", "calls", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens", "priced")
+    __slots__ = ("_lock", "begun", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens", "priced")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.input_tokens = 0
         self.output_tokens = 0
         self.cost = Decimal(0)
-        self.calls = 0
+        #: Calls that may cost something: those that are still open count, those that were refused do not.
+        self.begun = 0
         self.measured = 0
         self.priced = 0
         self.estimated = False
         self.model: str | None = None
 
+    def begin(self) -> None:
+        """Count a call that begins."""
+        with self._lock:
+            self.begun += 1
+
     def add(self, call: LLMCall, price: Price | None) -> None:
-        """Add one finished LLM call."""
+        """Add one finished LLM call, which has begun before."""
         usage = call.usage
         with self._lock:
-            self.calls += 1
+            if not call.billable and usage is None:
+                self.begun -= 1
             self.model = call.model or self.model
             if usage is not None:
                 self.measured += 1
@@ -182,21 +194,21 @@ class Totals:
             if price is not None:
                 self.priced += 1
                 self.cost = _EXACT.add(self.cost, price.usd)
-                self.estimated = self.estimated or price.source == "default"
+                self.estimated = self.estimated or price.source == COST_DEFAULT
 
     def known_usage(self) -> TokenUsage | None:
         """Return the sums; None where calls were made and none of them told its usage."""
-        return TokenUsage(self.input_tokens, self.output_tokens) if self.measured or not self.calls else None
+        return TokenUsage(self.input_tokens, self.output_tokens) if self.measured or not self.begun else None
 
     def known_cost(self) -> tuple[Decimal | None, str | None]:
         """Return the sum and how far to trust it: ``partial`` marks a lower bound."""
-        if not self.calls:
+        if not self.begun:
             return self.cost, None
         if not self.priced:
-            return None, "unknown"
-        if self.priced < self.calls:
-            return self.cost, "partial"
-        return self.cost, "default" if self.estimated else None
+            return None, COST_UNKNOWN
+        if self.priced < self.begun:
+            return self.cost, COST_PARTIAL
+        return self.cost, COST_DEFAULT if self.estimated else None
 
 
 class Operation:
@@ -277,6 +289,9 @@ class Operation:
             if self.opened_workflow is not None:
                 self.opened_workflow.span.end()  # nobody else would
             raise
+        if llm is not None:
+            for run in self._runs_around():
+                run.begin()
         # One copy of the context for both keys, where set_value() would make two for each. Without a span of our own
         # the one around stays current.
         current_span = {} if self.span is INVALID_SPAN else {_SPAN_KEY: self.span}
@@ -361,7 +376,7 @@ class Operation:
         :param end_ns: monotonic nanoseconds of the end, where that lies in the past.
         """
         if _collecting and _collecting == get_ident():
-            _orphans.append((self, outcome or self.verdict or outcome_of(error), end_ns or self._now()))
+            _orphans.append((self, outcome or self._judged(error), end_ns or self._now()))
             return
         if _orphans:  # first: this may be one of them, or have one beneath it
             finish_orphans()
@@ -418,7 +433,9 @@ class Operation:
     ) -> Finished:
         if end_ns is None:
             end_ns = self.recorder.clock.monotonic_ns()
-        outcome = outcome or self.verdict or outcome_of(error)
+        outcome = outcome or self._judged(error)
+        if outcome is Outcome.ABANDONED and self.llm is None:
+            outcome = Outcome.CANCELLED  # only a call's stream can be abandoned: a run was left by its consumer
         if error is not None and error_type is None:
             error_type = type(error).__qualname__
         usage, cost, cost_source, model, first_chunk = None, None, None, None, None
@@ -438,6 +455,20 @@ class Operation:
             first_chunk,
         )  # fmt: skip
 
+    def _runs_around(self) -> Iterator[Totals]:
+        above = self.parent
+        while above is not None:
+            if above.totals is not None:
+                yield above.totals
+            above = above.parent
+
+    def _judged(self, error: BaseException | None) -> Outcome:
+        """Return the verdict that the run was given, unless something worse happened after it."""
+        raised = outcome_of(error)
+        if self.verdict is None or (self.verdict is Outcome.BLOCKED and raised is Outcome.ERROR):
+            return raised
+        return self.verdict
+
     def _bill(self, call: LLMCall) -> tuple[Decimal | None, str | None]:
         """Price the call and add it to every run around it."""
         price: Price | None = None
@@ -446,12 +477,11 @@ class Operation:
                 price = self.recorder.prices.price_call(call)
             except Exception as error:
                 swallow("price", error)
-        above = self.parent
-        while above is not None:
-            if above.totals is not None:
-                above.totals.add(call, price)
-            above = above.parent
-        return (price.usd, price.source) if price is not None else (None, "unknown")
+        for run in self._runs_around():
+            run.add(call, price)
+        if price is not None:
+            return price.usd, price.source
+        return None, COST_UNKNOWN if call.billable or call.usage is not None else None
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
@@ -479,6 +509,15 @@ _collecting = 0
 def _note_collector(phase: str, _info: dict[str, int]) -> None:
     global _collecting  # noqa: PLW0603 - there is one collector
     _collecting = get_ident() if phase == "start" else 0
+    if phase == "stop" and _orphans:
+        interrupted = sys._getframe().f_back  # noqa: SLF001 - the only way to know whom the collector interrupted
+        if interrupted is not None and _was_asked_for(interrupted):
+            finish_orphans()
+
+
+def _was_asked_for(frame: FrameType) -> bool:
+    """Tell whether the interrupted code called ``gc.collect()`` itself: nothing is half done there."""
+    return "collect" in frame.f_code.co_names and "gc" in frame.f_code.co_names
 
 
 def abandon(operation: Operation) -> None:

@@ -31,16 +31,18 @@ class Watch:
 
     :param operation: the LLM call that the stream belongs to.
     :param reader: reads chunks; told about the end before the operation finishes.
+    :param hides_usage: keep the chunk that only brings the usage from the caller, who did not ask for it.
     """
 
     __slots__ = (
-        "_body", "_finalizer", "_hooked", "inside", "operation", "reader", "saw", "typed",
+        "_body", "_finalizer", "_followers", "_hooked", "hides_usage", "inside", "operation", "reader", "saw", "typed",
     )  # fmt: skip
 
-    def __init__(self, operation: Operation, reader: ChunkReader) -> None:
+    def __init__(self, operation: Operation, reader: ChunkReader, *, hides_usage: bool = False) -> None:
         assert operation.llm is not None  # noqa: S101 - only LLM calls stream
         self.operation = operation
         self.reader = reader
+        self.hides_usage = hides_usage
         #: Notes one chunk.
         self.saw = _notes_of(operation, operation.llm, reader.read_chunk)
         #: True while the SDK's iterator runs: what closes the response then is not the consumer.
@@ -50,6 +52,7 @@ class Watch:
         self._hooked: Any = None
         self._body: Body | None = None
         self._finalizer: Any = None
+        self._followers: list[Operation] = []
 
     # --- what happens on the stream ---------------------------------------------------------------
 
@@ -90,7 +93,14 @@ class Watch:
             swallow("usage", problem)
         finally:
             self.operation.finish(error, outcome=outcome, error_type=error_type)
-            self._unhook()
+            self.end_followers(error, outcome)
+            self.unhook()
+
+    def end_followers(self, error: BaseException | None = None, outcome: Outcome | None = None) -> None:
+        """Finish the runs that gave this stream to their callers: they end with it, innermost first."""
+        followers, self._followers = self._followers, []
+        for run in followers:
+            run.finish(error, outcome=outcome, end_ns=self.operation.last_ns if outcome is Outcome.ABANDONED else None)
 
     # --- hooks ------------------------------------------------------------------------------------
 
@@ -111,10 +121,11 @@ class Watch:
             self._finalizer.atexit = False
             _open_watches.add(self)
         except BaseException:
-            self._unhook()  # all of it or nothing
+            self.unhook()  # all of it or nothing
             raise
 
-    def _unhook(self) -> None:
+    def unhook(self) -> None:
+        """Leave the response as the SDK made it."""
         _open_watches.discard(self)
         if self._finalizer is not None:
             self._finalizer.detach()  # else it keeps us, and all that we know, as long as the response
@@ -159,6 +170,8 @@ def _collected(watch: Watch) -> None:
             watch.reader.read_end()
         finally:
             abandon(watch.operation)
+            watch.end_followers(outcome=Outcome.ABANDONED)
+            watch.unhook()
     except Exception as error:
         try:
             swallow("abandon", error)
@@ -178,6 +191,15 @@ async def _aclose(watch: Watch, original: Callable[[], Awaitable[None]]) -> None
         await original()
     finally:
         watch.closed()
+
+
+def follow(stream: Any, run: Operation) -> bool:
+    """Let a run end when the stream that it returned does; False where that is no stream which we watch."""
+    watch: Watch | None = getattr(getattr(stream, "response", None), _WATCH, None)
+    if watch is None or watch.operation.is_finished:
+        return False
+    watch._followers.append(run)  # noqa: SLF001 - this file's own
+    return True
 
 
 # --- parsed streams -----------------------------------------------------------------------------
@@ -254,7 +276,7 @@ def _next(watch: Watch, step: Callable[[], Any]) -> Any:
     finally:
         watch.inside = False
     watch.saw(item)
-    return item
+    return _next(watch, step) if watch.hides_usage and watch.reader.is_only_usage(item) else item
 
 
 async def _anext(watch: Watch, step: Callable[[], Awaitable[Any]]) -> Any:
@@ -270,14 +292,17 @@ async def _anext(watch: Watch, step: Callable[[], Awaitable[Any]]) -> Any:
     finally:
         watch.inside = False
     watch.saw(item)
-    return item
+    return await _anext(watch, step) if watch.hides_usage and watch.reader.is_only_usage(item) else item
 
 
 def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None]) -> Iterator[Any]:
+    hides = watch.hides_usage
     watch.inside = True
     try:
         for item in source:
             saw(item)
+            if hides and watch.reader.is_only_usage(item):
+                continue
             watch.inside = False
             yield item
             watch.inside = True
@@ -294,10 +319,13 @@ def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None]) ->
 
 
 async def _aiterate(watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any], None]) -> AsyncIterator[Any]:
+    hides = watch.hides_usage
     watch.inside = True
     try:
         async for item in source:
             saw(item)
+            if hides and watch.reader.is_only_usage(item):
+                continue
             watch.inside = False
             yield item
             watch.inside = True

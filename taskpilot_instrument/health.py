@@ -64,12 +64,13 @@ class Health:
 
     def __str__(self) -> str:
         coverage = "no calls yet" if self.cost_coverage is None else f"{self.cost_coverage:.1%} of billable calls"
+        calls = f"{self.calls_seen} seen at the transport, {self.calls_recorded} recorded, {self.calls_open} open"
         rows = (
             ("instrumentation", "active" if self.active else "not active: call instrument()"),
             ("patched", ", ".join(self.patched) or "nothing (is openai installed?)"),
             ("missing", ", ".join(self.missing) or "nothing"),
             ("errors swallowed", _counts(self.errors_swallowed)),
-            ("LLM calls", f"{self.calls_seen} seen at the transport, {self.calls_recorded} recorded, {self.calls_open} open"),
+            ("LLM calls", calls),
             ("cost coverage", coverage),
             ("label overflow", _counts(self.label_overflow)),
             (

@@ -76,10 +76,23 @@ class Instrumentation:
                 self._server = _serve_metrics(settings.metrics_port, settings.metrics_address, self.metrics.registry)
                 opened.callback(self._server.server_close)
                 opened.callback(self._server.shutdown)
-            traces = TraceSink(self._provider.tracer(), content_on_spans=settings.content_on_spans)
+            traces = TraceSink(
+                self._provider.tracer(),
+                content_on_spans=settings.content_on_spans,
+                content_on_events=settings.content_on_events,
+                redact=settings.redact,
+            )
             self._meter_provider = _meter_provider(settings)
             sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs, *self._otel_metrics())
-            self._recorder = Recorder(traces, sinks, _price_book(settings), self._clock, _capture(settings))
+            self._recorder = Recorder(
+                traces,
+                sinks,
+                _price_book(settings),
+                self._clock,
+                _capture(settings),
+                settings.include_usage,
+                frozenset(settings.include_usage_except),
+            )
             self._opened = opened.pop_all()
 
     def _otel_metrics(self) -> tuple[Sink, ...]:
@@ -226,7 +239,7 @@ class Instrumentation:
             missing=tuple(patch.target for patch in self._patches if not patch.found),
             errors_swallowed={where: n for where, n in errors.items() if n},
             calls_seen=tally.calls_seen() - self._seen_before,
-            calls_recorded=signals.sample.calls,
+            calls_recorded=signals.sample.calls - self.metrics.tracked,
             cost_coverage=signals.cost_coverage,
             label_overflow=_label_overflow(self.metrics),
             spans_go_to=self._provider.destination,

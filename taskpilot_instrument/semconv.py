@@ -79,6 +79,10 @@ CACHED_TOKENS: Final = "cached_tokens"
 REASONING_TOKENS: Final = "reasoning_tokens"
 COST_USD: Final = "cost_usd"
 COST_SOURCE: Final = "cost_source"
+#: Values of ``cost_source`` that say how far to trust a cost: there is none, it is a lower bound, it is a guess.
+COST_UNKNOWN: Final = "unknown"
+COST_PARTIAL: Final = "partial"
+COST_DEFAULT: Final = "default"
 LATENCY_MS: Final = "latency_ms"
 TIME_TO_FIRST_CHUNK_MS: Final = "time_to_first_chunk_ms"
 OUTCOME: Final = "outcome"
@@ -294,8 +298,8 @@ LOG_FIELDS_ALWAYS: Final = (
     "timestamp", "level", "message", "event_name", "category", "request_id", "trace_id", "span_id", "service_name",
 )  # fmt: skip
 LOG_FIELDS_OPTIONAL: Final = (
-    "workflow", "agent", "tool", "model", "input_tokens", "output_tokens", "cost_usd", "latency_ms", "outcome",
-    "input_length", "output_length", "error_type", "error_message", "policy", "decision", "reason",
+    "workflow", "agent", "tool", "model", "input_tokens", "output_tokens", "cost_usd", "cost_source", "latency_ms",
+    "outcome", "input_length", "output_length", "error_type", "error_message", "policy", "decision", "reason",
 )  # fmt: skip
 
 # The fields that are no tag as well.
@@ -335,6 +339,7 @@ ECS_FIELDS: Final[dict[str, str]] = {
     "service_name": "service.name", "workflow": "labels.workflow", "agent": "gen_ai.agent.name",
     "tool": "gen_ai.tool.name", "model": "gen_ai.request.model", "input_tokens": "gen_ai.usage.input_tokens",
     "output_tokens": "gen_ai.usage.output_tokens", "cost_usd": "taskpilot.cost_usd",
+    "cost_source": "taskpilot.cost_source",
     "latency_ms": "taskpilot.latency_ms", "outcome": "labels.outcome", "input_length": "taskpilot.input_length",
     "output_length": "taskpilot.output_length", "error_type": "error.type", "error_message": "error.message",
     "policy": "labels.policy", "decision": "labels.decision", "reason": "event.reason",

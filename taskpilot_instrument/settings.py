@@ -243,6 +243,12 @@ class Settings:
         "TASKPILOT_INCLUDE_USAGE",
         default=False,
     )
+    include_usage_except: tuple[str, ...] = _setting(
+        _forms.words(),
+        "Hosts that are never asked for it, because they refuse requests which do.",
+        "TASKPILOT_INCLUDE_USAGE_EXCEPT",
+        default=(),
+    )
     pricing: Mapping[str, Mapping[str, Any]] | None = _setting(
         _forms.optional(_forms.mapping('a mapping such as {"my-model": {"input": 2.50, "output": 10.00}}')),
         "Prices of your own, USD for a million tokens, asked before the built-in ones.",

@@ -11,7 +11,7 @@ from taskpilot_instrument.context import Ids
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.patches._openai_response import read_response
 from taskpilot_instrument.pricing import BOOK
-from taskpilot_instrument.semconv import OPERATION_CHAT, Kind, Outcome
+from taskpilot_instrument.semconv import COST_UNKNOWN, OPERATION_CHAT, Kind, Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.usage import TokenUsage
 
@@ -48,22 +48,43 @@ def track_llm_metrics(
     if recorder is not None and metrics in recorder.sinks:
         while around is not None:
             if around.totals is not None:
+                around.totals.begin()
                 around.totals.add(call, price)
             around = around.parent
     around = current()
     metrics.record_call(
         Finished(
-            Kind.LLM, call.operation, Outcome.SUCCESS, INVALID_SPAN, Ids(""), None,
-            around.workflow_name if around is not None else None, agent_name, call.model, 0, 0, call.usage,
-            price.usd if price is not None else None, price.source if price is not None else "unknown",
-            None, None, None, call, None, None, None, None, None,
+            kind=Kind.LLM,
+            name=call.operation,
+            outcome=Outcome.SUCCESS,
+            span=INVALID_SPAN,
+            ids=Ids(""),
+            attributes=None,
+            workflow=around.workflow_name if around is not None else None,
+            agent=agent_name,
+            model=call.model,
+            started_at_ns=0,
+            duration_ns=0,
+            usage=call.usage,
+            cost=price.usd if price is not None else None,
+            cost_source=price.source if price is not None else COST_UNKNOWN,
+            error=None,
+            error_type=None,
+            reason=None,
+            llm=call,
+            input_length=None,
+            output_length=None,
+            input_text=None,
+            output_text=None,
+            time_to_first_chunk_ns=None,
         )
-    )  # fmt: skip
+    )
     return float(price.usd) if price is not None else None
 
 
 def _read(response: Any, model: str | None, provider: str) -> LLMCall:
     call = LLMCall(OPERATION_CHAT, model, provider=provider)
+    call.billable = True
     read_response(call, response)
     details = getattr(response, "usage_details", None)
     if call.usage is None and details is not None:

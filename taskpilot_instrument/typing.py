@@ -65,5 +65,8 @@ class ChunkReader(Protocol):
     def read_chunk(self, chunk: Any, /) -> None:
         """Take note of one chunk; called on the hot path."""
 
+    def is_only_usage(self, chunk: Any, /) -> bool:
+        """Tell whether a chunk brings the usage and nothing else."""
+
     def read_end(self) -> None:
         """Write what was noted to the LLM call."""

@@ -2,6 +2,7 @@
 
 from types import TracebackType
 from typing import Self
+from uuid import UUID
 
 from taskpilot_instrument import context
 from taskpilot_instrument._guard import swallow
@@ -13,22 +14,16 @@ from taskpilot_instrument.semconv import Kind, Outcome
 class WorkflowRun:
     """One workflow run: a block for ``with`` or ``async with``; made by :func:`workflow`."""
 
-    def __init__(self, name: str, request_id: str | None, session_id: str | None, user_id: str | None) -> None:
-        for argument, value in (
-            ("name", name),
-            ("request_id", request_id),
-            ("session_id", session_id),
-            ("user_id", user_id),
-        ):
-            if (value is None and argument == "name") or (
-                value is not None and (not isinstance(value, str) or not value)
-            ):
-                raise ConfigurationError(f"workflow({argument}=…) takes a non-empty string, not {value!r}")
+    def __init__(self, name: str, request_id: object, session_id: object, user_id: object) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"workflow(name=…) takes a non-empty string, not {name!r}")
         self.name = name
-        self._given = (request_id, session_id, user_id)
-        self._request_id = request_id
+        self._request_id = _id_text("request_id", request_id)
+        self._session_id = _id_text("session_id", session_id)
+        self._user_id = _id_text("user_id", user_id)
         self._entered = False
         self._operation: Operation | None = None
+        self._judged: tuple[Outcome, str] | None = None
 
     @property
     def request_id(self) -> str:
@@ -60,8 +55,9 @@ class WorkflowRun:
         self._judge(Outcome.BLOCKED, reason)
 
     def _judge(self, outcome: Outcome, reason: str) -> None:
+        self._judged = (outcome, str(reason))
         if self._operation is not None:
-            self._operation.verdict, self._operation.reason = outcome, str(reason)
+            self._operation.verdict, self._operation.reason = self._judged
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -69,12 +65,13 @@ class WorkflowRun:
         self._entered = True
         recorder = active()
         if recorder is not None:
-            _, session_id, user_id = self._given
             try:
                 operation = Operation(
                     recorder, Kind.WORKFLOW, self.name,
-                    request_id=self._request_id, session_id=session_id, user_id=user_id,
+                    request_id=self._request_id, session_id=self._session_id, user_id=self._user_id,
                 )  # fmt: skip
+                if self._judged is not None:
+                    operation.verdict, operation.reason = self._judged
                 operation.announce()
                 operation.enter()
                 self._operation = operation
@@ -97,8 +94,21 @@ class WorkflowRun:
         self.__exit__(exc_type, exc, traceback)
 
 
+def _id_text(argument: str, value: object) -> str | None:
+    """Return an id as text; one that is empty counts as not given, as a header that is missing."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int | UUID) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigurationError(f"workflow({argument}=…) takes text, a number or a UUID, not {value!r}")
+
+
 def workflow(
-    name: str, *, request_id: str | None = None, session_id: str | None = None, user_id: str | None = None
+    name: str,
+    *,
+    request_id: str | int | UUID | None = None,
+    session_id: str | int | UUID | None = None,
+    user_id: str | int | UUID | None = None,
 ) -> WorkflowRun:
     """Open the run of a whole task around a block.
 
@@ -113,6 +123,6 @@ def workflow(
         ``request_id`` bound in structlog's contextvars, else a new ``req-…``.
     :param session_id: ``session.id`` on the spans.
     :param user_id: ``user.id`` on the spans.
-    :raises ConfigurationError: for an argument that is no string, or is empty.
+    :raises ConfigurationError: for a name that is no text or empty, and for an id that is none.
     """
     return WorkflowRun(name, request_id, session_id, user_id)

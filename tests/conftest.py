@@ -59,5 +59,6 @@ def nothing_is_left() -> Iterator[None]:
         vars(owner)[name] for owner in (SyncAPIClient, AsyncAPIClient) for name in ("request", "_process_response")
     ]
     assert before == after
+    assert _operation._note_collector not in gc.callbacks
     assert _operation.active() is None
     assert _operation.current() is None

@@ -17,7 +17,7 @@ RECEIVERS: Final = {"critical": "critical", "warning": "warnings"}
 
 
 def test_amtool_accepts_the_configuration() -> None:
-    """amtool finds nothing wrong with it."""
+    """Amtool finds nothing wrong with it."""
     result = run("amtool", "check-config", CONFIG)
     assert 0 == result.returncode, result.stdout + result.stderr
 

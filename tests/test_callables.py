@@ -422,7 +422,7 @@ async def test_function_returning_awaitable_object(captured: Captured) -> None:
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_coroutine_that_nobody_awaits(captured: Captured) -> None:
-    """A returned coroutine that is dropped ends its operation as abandoned."""
+    """A returned coroutine that is dropped ends its operation as cancelled."""
 
     @observed_agent(name="a")
     def run() -> Any:
@@ -430,7 +430,7 @@ def test_coroutine_that_nobody_awaits(captured: Captured) -> None:
 
     run()
     gc.collect()
-    assert captured.tags("a.execute")["outcome"] == "abandoned"
+    assert captured.tags("a.execute")["outcome"] == "cancelled"
 
 
 async def test_task_exception_is_still_reported(captured: Captured) -> None:

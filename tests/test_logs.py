@@ -311,10 +311,10 @@ def test_failure_is_an_error_line(bench: Bench, kind: Kind, event: str, category
 
 @pytest.mark.parametrize(
     ("outcome", "error"),
-    [("cancelled", asyncio.CancelledError()), ("blocked", BlockedError("not allowed")), ("abandoned", None)],
+    [("cancelled", asyncio.CancelledError()), ("blocked", BlockedError("not allowed"))],
 )
 def test_an_end_that_is_no_failure_is_a_warning(bench: Bench, outcome: str, error: BaseException | None) -> None:
-    """Cancelled, blocked and abandoned operations stay in the audit trail, at level WARNING."""
+    """Cancelled and blocked operations stay in the audit trail, at level WARNING."""
     bench.start(Kind.TOOL, "create_task").finish(error, outcome=Outcome(outcome))
 
     assert ("WARNING", "audit", "tool.called", outcome) == tuple(
@@ -334,7 +334,7 @@ def test_reason_of_a_failed_run_is_written(bench: Bench) -> None:
 
 @pytest.mark.parametrize("finish_reason", ["length", "max_tokens", "max_output_tokens"])
 def test_an_answer_cut_off_at_the_token_limit_gives_a_warning(bench: Bench, finish_reason: str) -> None:
-    """A second line warns; it repeats no cost, so that a sum over all lines of calls is right."""
+    """A second line warns; it repeats neither tokens nor cost, so that a sum over all lines of calls is right."""
     operation = bench.call(usage=TokenUsage(150, 50))
     assert operation.llm is not None
     operation.llm.finish_reasons = ("stop", finish_reason)
@@ -343,8 +343,7 @@ def test_an_answer_cut_off_at_the_token_limit_gives_a_warning(bench: Bench, fini
     assert ["llm.called", "token_limit.exceeded"] == [line["event_name"] for line in bench.lines]
     assert ("WARNING", "error") == (bench.line["level"], bench.line["category"])
     assert "[ERROR] chat gpt-4o-mini stopped at the token limit" == bench.line["message"]
-    assert 50 == bench.line["output_tokens"]
-    assert "cost_usd" not in bench.line
+    assert {"cost_usd", "input_tokens", "output_tokens"}.isdisjoint(bench.line)
 
 
 @pytest.mark.parametrize(
@@ -581,7 +580,6 @@ def test_ecs_line_has_the_names_of_the_common_schema() -> None:
     ("expected", "outcome"),
     [
         ("success", "success"), ("failure", "error"), ("failure", "blocked"), ("unknown", "cancelled"),
-        ("unknown", "abandoned"),
     ],
 )  # fmt: skip
 def test_ecs_outcome_is_one_of_three(expected: str, outcome: str) -> None:

@@ -129,11 +129,14 @@ def test_a_model_without_a_price_has_no_cost(backend: MetricsBackend) -> None:
         (Outcome.ERROR, None, 0.0),
     ],
 )
-def test_only_answered_calls_count_as_unpriced(
+def test_only_billable_calls_count_as_unpriced(
     backend: MetricsBackend, outcome: Outcome, usage: TokenUsage | None, unpriced: float
 ) -> None:
-    """A call without a response is not billed, so its missing cost is no gap."""
-    backend.finished(llm_call(cost=None, outcome=outcome, usage=usage))
+    """A call that was refused is not billed, so its missing cost is no gap."""
+    record = llm_call(cost=None, outcome=outcome, usage=usage)
+    assert record.llm is not None
+    record.llm.billable = outcome is not Outcome.ERROR
+    backend.finished(record)
     assert unpriced == total(backend, semconv.M_LLM_UNPRICED)
 
 

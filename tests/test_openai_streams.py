@@ -402,3 +402,139 @@ def test_event_loop_closed(captured: Captured, server: EmbeddedServer) -> None:
     loop.close()
     del stream
     assert ended(captured)[0] in {"abandoned", "cancelled"}
+
+
+# --- streams that an agent gives to its caller ----------------------------------------------------
+
+
+def test_agent_that_returns_its_stream(captured: Captured, server: EmbeddedServer, client: openai.OpenAI) -> None:
+    """An agent that returns the SDK's stream runs until that ends, and gets its tokens; the stream stays what it was."""
+
+    @tp.observed_agent(name="a")
+    def run() -> Any:
+        return client.chat.completions.create(**ASK)
+
+    server.script(REPLY)
+    stream = run()
+    assert isinstance(stream, openai.Stream)
+    assert captured.spans == []
+    list(stream)
+    assert captured.tree() == ["workflow.run", "  a.execute", "    chat gpt-4o-mini"]
+    for name in ("a.execute", "workflow.run"):
+        assert ended(captured, name) == ("success", 150, 50)
+
+
+async def test_async_agent_that_returns_its_stream(
+    captured: Captured, server: EmbeddedServer, aclient: openai.AsyncOpenAI
+) -> None:
+    """The same for an async agent, closed early."""
+
+    @tp.observed_agent(name="a")
+    async def run() -> Any:
+        return await aclient.chat.completions.create(**ASK)
+
+    server.script(REPLY)
+    async with await run() as stream:
+        assert isinstance(stream, openai.AsyncStream)
+        async for _ in stream:
+            break
+    assert ended(captured, "a.execute") == ("cancelled", None, None)
+    assert ended(captured, "workflow.run") == ("cancelled", None, None)
+
+
+def test_unknown_is_unknown_around_an_open_stream(
+    captured: Captured, server: EmbeddedServer, client: openai.OpenAI
+) -> None:
+    """A run that ends before a stream beneath it has told its usage does not say that it cost nothing."""
+    server.script(REPLY, Reply("x", usage=tp.TokenUsage(150, 50)))
+    with tp.workflow("w"):
+        stream = client.chat.completions.create(**ASK)
+        client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+    tags = captured.tags("workflow.run")
+    assert (tags["cost_usd"], tags["cost_source"]) == (0.0000525, "partial")
+    with tp.workflow("w") as run:
+        run.fail("left early")
+        server.script(REPLY)
+        other = client.chat.completions.create(**ASK)
+    tags = dict(captured.spans[-1].attributes)
+    assert ("cost_usd" in tags, "input_tokens" in tags, tags["cost_source"]) == (False, False, "unknown")
+    stream.close()
+    other.close()
+    assert captured.golden_signals().cost_coverage == pytest.approx(1 / 3)
+
+
+# --- usage that was not asked for -----------------------------------------------------------------
+
+
+def parts(chunks: Any) -> list[Any]:
+    """Return what differs between chunks."""
+    return [chunk.model_dump(exclude={"id", "created"}) for chunk in chunks]
+
+
+def test_usage_is_asked_for_and_the_extra_chunk_hidden(server: EmbeddedServer, client: openai.OpenAI) -> None:
+    """include_usage brings the usage, and the caller's chunks are the same as without."""
+    plain = {name: value for name, value in ASK.items() if name != "stream_options"}
+    server.script(REPLY, REPLY, REPLY)
+    bare = parts(client.chat.completions.create(**plain))
+    with capture(include_usage=True) as captured:
+        observed = parts(client.chat.completions.create(**plain))
+        stream = client.chat.completions.create(**plain)
+        stepped = parts(iter(lambda: next(stream, None), None))
+    for chunks in (bare, observed, stepped):
+        for chunk in chunks:
+            chunk.pop("usage", None)
+    assert bare == observed == stepped
+    assert [span.attributes["input_tokens"] for span in captured.spans] == [150, 150]
+    assert server.requests[1].payload["stream_options"] == {"include_usage": True}
+
+
+async def test_usage_is_asked_for_async(server: EmbeddedServer, aclient: openai.AsyncOpenAI) -> None:
+    """The same for async streams, by iteration and by steps."""
+    plain = {name: value for name, value in ASK.items() if name != "stream_options"}
+    server.script(REPLY, REPLY)
+    with capture(include_usage=True) as captured:
+        assert all([chunk.choices async for chunk in await aclient.chat.completions.create(**plain)])
+        stream = await aclient.chat.completions.create(**plain)
+        while (chunk := await anext(stream, None)) is not None:
+            assert chunk.choices
+    assert [span.attributes["input_tokens"] for span in captured.spans] == [150, 150]
+
+
+def test_usage_that_was_asked_for_is_not_hidden(server: EmbeddedServer, client: openai.OpenAI) -> None:
+    """Who asked for the usage gets its chunk; who said no is not overruled; excepted hosts are not asked."""
+    server.script(REPLY, REPLY, REPLY)
+    with capture(include_usage=True):
+        assert list(client.chat.completions.create(**ASK))[-1].usage.total_tokens == 200
+        list(client.chat.completions.create(**{**ASK, "stream_options": {"include_usage": False}}))
+    with capture(include_usage=True, include_usage_except=["127.0.0.1"]):
+        list(client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=True))
+    asked = [request.payload.get("stream_options") for request in server.requests]
+    assert asked == [{"include_usage": True}, {"include_usage": False}, None]
+
+
+def test_a_host_that_refuses_is_asked_without(
+    server: EmbeddedServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that refuses stream_options gets the caller's own request at once, and is not asked again."""
+    monkeypatch.setattr("taskpilot_instrument.patches._openai_usage._refused", set())
+    refusal = Reply.error(400, "Unrecognized request argument supplied: stream_options")
+    plain = {name: value for name, value in ASK.items() if name != "stream_options"}
+    server.script(refusal, REPLY, REPLY)
+    with capture(include_usage=True) as captured:
+        for _ in range(2):
+            assert len(list(client.chat.completions.create(**plain))) > 3
+    assert [request.payload.get("stream_options") for request in server.requests] == [
+        {"include_usage": True},
+        None,
+        None,
+    ]
+    assert [span.attributes["outcome"] for span in captured.spans] == ["success", "success"]
+
+
+def test_a_body_that_a_hook_has_read(captured: Captured, server: EmbeddedServer) -> None:
+    """A stream whose body an event hook of the HTTP client has read already keeps its usage."""
+    server.script(REPLY)
+    with openai.DefaultHttpxClient(event_hooks={"response": [lambda response: response.read()]}) as http:
+        client = openai.OpenAI(api_key="k", base_url=server.url, http_client=http)
+        list(client.chat.completions.create(**ASK))
+    assert ended(captured) == ("success", 150, 50)

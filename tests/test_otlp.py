@@ -138,7 +138,7 @@ def test_tree_and_tags(
     }
     assert {span.name: {k: v for k, v in span.tags.items() if k != "latency_ms"} for span in receiver.spans} == {
         "workflow.run": run
-        | tokens
+        | {name: value for name, value in tokens.items() if name in {"input_tokens", "output_tokens", "cost_usd"}}
         | {
             "workflow": "triage",
             "gen_ai.operation.name": "invoke_workflow",
@@ -217,7 +217,9 @@ def test_failures(receiver: Receiver, server: EmbeddedServer, client: openai.Ope
         assert [event.name for event in span.events] == ["exception"]
         assert span.events[0].tags["exception.type"] == "NotFoundError"
         assert "no such model" in span.events[0].tags["exception.message"]
-        assert "cost_usd" not in span.tags
+    # A refused call costs nothing, and nothing else was spent.
+    assert [span.tags.get("cost_usd") for span in receiver.spans if span.kind != "CLIENT"] == [0.0, 0.0]
+    assert [span.tags.get("cost_usd") for span in receiver.spans if span.kind == "CLIENT"] == [None]
 
 
 def test_refusals_and_verdicts(http_receiver: HttpReceiver) -> None:

@@ -1,6 +1,7 @@
 """Workflow runs: outcomes, ids, nesting, and what rolls up into them."""
 
 import asyncio
+from uuid import UUID
 
 import pytest
 import structlog
@@ -129,10 +130,10 @@ def test_a_run_is_one_run(captured: Captured) -> None:
     assert len(captured.spans) == 1
 
 
-@pytest.mark.parametrize("arguments", [{"name": ""}, {"name": None}, {"name": "w", "request_id": 5}])
+@pytest.mark.parametrize("arguments", [{"name": ""}, {"name": None}, {"name": "w", "request_id": []}])
 def test_bad_arguments(arguments: dict[str, object]) -> None:
-    """Arguments that are no text are refused with a message that names them."""
-    with pytest.raises(tp.ConfigurationError, match="takes a non-empty string"):
+    """A name that is none, and an id that cannot be one, are refused with a message that names them."""
+    with pytest.raises(tp.ConfigurationError, match=r"workflow\((name|request_id)=…\) takes"):
         tp.workflow(**arguments)  # type: ignore[arg-type]
 
 
@@ -143,3 +144,31 @@ async def test_exit_in_another_task(captured: Captured, caplog: pytest.LogCaptur
     await asyncio.create_task(run.__aexit__(None, None, None))
     assert captured.names() == ["workflow.run"]
     assert caplog.records == []
+
+
+def test_ids_of_other_types(captured: Captured) -> None:
+    """A UUID or a number is an id too, and an empty one counts as not given: a request must not fail for it."""
+    unique = UUID(int=5)
+    with tp.workflow("w", request_id=unique, user_id=7) as run:
+        pass
+    assert run.request_id == str(unique)
+    assert captured.tags("workflow.run")["user.id"] == "7"
+    with tp.workflow("w", request_id="") as run:
+        assert run.request_id.startswith("req-")
+
+
+def test_judged_before_the_block(captured: Captured) -> None:
+    """A verdict given before the block counts as one given inside it."""
+    run = tp.workflow("w")
+    run.fail("known beforehand")
+    with run:
+        pass
+    assert captured.tags("workflow.run")["outcome"] == "error"
+
+
+def test_a_crash_after_block_is_an_error(captured: Captured) -> None:
+    """An exception after run.block() is what ended the run."""
+    with pytest.raises(KeyError), tp.workflow("w") as run:
+        run.block("budget")
+        raise KeyError("x")
+    assert captured.tags("workflow.run")["outcome"] == "error"

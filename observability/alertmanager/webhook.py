@@ -1,6 +1,6 @@
 """Print what Alertmanager delivers, one line for each alert: the simplest receiver there is.
 
-    python webhook.py [ADDRESS] [PORT]
+python webhook.py [ADDRESS] [PORT]
 """
 
 import json

@@ -7,177 +7,41 @@ Needs ``pip install -e '.[dev]'``, for grafana-foundation-sdk.
 """
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from grafana_foundation_sdk.builders import (
-    bargauge,
-    common,
-    dashboard,
-    heatmap,
-    stat,
-    table,
-    timeseries,
-)
-from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import common as kinds
 from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
-from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from panels import (
+    GREEN,
+    PROMETHEUS,
+    RANGE,
+    RED,
+    YELLOW,
+    bars,
+    colours,
+    columns,
+    heat,
+    lines,
+    number,
+    per_second,
+    quantile,
+    query,
+    series,
+    share,
+    steps,
+    total,
+)  # fmt: skip
 
 from taskpilot_instrument import semconv
-from taskpilot_instrument.golden import THRESHOLDS, Threshold
 
 FILE: Final = Path(__file__).with_name("golden-signals-dashboard.json")
-PROMETHEUS: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-GREEN, YELLOW, RED = "green", "yellow", "red"
-#: Variables that narrow a family down, by the label that they match.
-FILTERS: Final = {"workflow": "$workflow", "agent": "$agent", "model": "$model"}
-#: The window of lines, and that of a figure for the whole range on the screen.
-STEP, RANGE = "$__rate_interval", "$__range"
 CORRECT: Final = f'verdict="{semconv.VERDICT_CORRECT}"'
 SUCCESS: Final = f'outcome="{semconv.Outcome.SUCCESS}"'
 FAILED: Final = f'outcome!="{semconv.Outcome.SUCCESS}"'
 
-# --- expressions --------------------------------------------------------------------------------
-
-
-def series(family: str, *matchers: str, suffix: str = "", whole: bool = False) -> str:
-    """Return the selector of a family for the chosen service, workflow, agent and model.
-
-    :param whole: of the whole service, whatever else is chosen.
-    """
-    labels = () if whole else semconv.METRIC_LABELS[family]
-    chosen = ['job=~"$service"', *(f'{label}=~"{value}"' for label, value in FILTERS.items() if label in labels)]
-    return f"{family}{suffix}{{{', '.join([*chosen, *matchers])}}}"
-
-
-def total(family: str, *matchers: str, by: str = "", whole: bool = False) -> str:
-    """Return what a counter grew by in the range, what its series were born with included."""
-    name = series(family, *matchers, whole=whole)
-    born = f"(min_over_time({name}[{RANGE}]) unless max_over_time({name}[1h] offset {RANGE}))"
-    grown = f"increase({name}[{RANGE}])"
-    return f"sum{_by(by)} (({grown} + {born}) or {grown})"
-
-
-def per_second(family: str, *matchers: str, by: str = "") -> str:
-    """Return how fast a counter grows."""
-    return f"sum{_by(by)} (rate({series(family, *matchers)}[{STEP}]))"
-
-
-def quantile(percent: int, family: str, by: str = "", window: str = STEP) -> str:
-    """Return a percentile of a histogram in seconds."""
-    labels = f"{by}, le" if by else "le"
-    return f"histogram_quantile({percent / 100:g}, sum by ({labels}) (rate({series(family, suffix='_bucket')}[{window}])))"
-
-
-def share(part: str, whole: str, by: str = "") -> str:
-    """Return one growth in percent of another; 0 where there is no part, nothing where there is no whole."""
-    return f"100 * ({part} or 0 * {whole}) / ({whole} > 0)" if by else f"100 * ({part} or vector(0)) / ({whole} > 0)"
-
-
-def _by(labels: str) -> str:
-    return f" by ({labels})" if labels else ""
-
-
-# --- panels -------------------------------------------------------------------------------------
-
-
-def query(expr: str, legend: str = "", *, instant: bool = False, exemplar: bool = False) -> Dataquery:
-    """Return a query of a panel."""
-    built = Dataquery().expr(expr).legend_format(legend or "__auto").datasource(PROMETHEUS)
-    built = built.instant() if instant else built.range()
-    return built.exemplar(True) if exemplar else built
-
-
-def lines(title: str, unit: str, *queries: Dataquery, what: str, width: int = 12) -> timeseries.Panel:
-    """Return a panel with lines over time."""
-    panel = timeseries.Panel().title(title).description(what).unit(unit).datasource(PROMETHEUS).height(8).span(width)
-    legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE).calcs(["mean", "max"])
-    panel = panel.legend(legend.placement(kinds.LegendPlacement.BOTTOM).show_legend(True)).fill_opacity(8).min(0)
-    tooltip = common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING)
-    return _with(panel.tooltip(tooltip), queries)
-
-
-def number(
-    title: str, unit: str, expr: str, *, what: str, steps: models.ThresholdsConfig | Any = None, decimals: int = 2
-) -> stat.Panel:
-    """Return a panel with one figure for the range on the screen."""
-    panel = stat.Panel().title(title).description(what).unit(unit).decimals(decimals).datasource(PROMETHEUS)
-    reduce = common.ReduceDataOptions().calcs(["lastNotNull"])
-    panel = panel.reduce_options(reduce).graph_mode(kinds.BigValueGraphMode.NONE).no_value("–").height(5).span(4)
-    if steps is not None:
-        panel = panel.thresholds(steps).color_mode(kinds.BigValueColorMode.BACKGROUND)
-    return panel.with_target(query(expr, instant=True))
-
-
-def bars(title: str, unit: str, expr: str, legend: str, *, what: str, steps: Any = None, width: int = 8) -> bargauge.Panel:
-    """Return a panel with one bar for each series, for the range on the screen."""
-    panel = bargauge.Panel().title(title).description(what).unit(unit).datasource(PROMETHEUS).height(8).span(width)
-    panel = panel.orientation(kinds.VizOrientation.HORIZONTAL).no_value("–").min(0)
-    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    if steps is not None:
-        panel = panel.thresholds(steps).max(100)
-    return panel.with_target(query(expr, legend, instant=True))
-
-
-def columns(title: str, by: str, *named: tuple[str, str, str], what: str) -> table.Panel:
-    """Return a table with one row for each value of a label, and a column for each expression (name, unit, query)."""
-    panel = table.Panel().title(title).description(what).datasource(PROMETHEUS).height(8).span(24).no_value("–")
-    names = {}
-    for place, (name, unit, expr) in enumerate(named):
-        ref = chr(ord("A") + place)
-        panel = panel.with_target(query(expr, instant=True).format(PromQueryFormat.TABLE).ref_id(ref))
-        names[f"Value #{ref}"] = name
-        panel = panel.override_by_name(name, [models.DynamicConfigValue(id_val="unit", value=unit)])
-    panel = panel.with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
-    hidden = {"Time": True}
-    organise: dict[str, Any] = {"excludeByName": hidden, "renameByName": names, "indexByName": {by: 0}}
-    return panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=organise))
-
-
-def heat(title: str, family: str, *, what: str) -> heatmap.Panel:
-    """Return a heat map of a histogram, with its exemplars."""
-    expr = f"sum by (le) (increase({series(family, suffix='_bucket')}[{STEP}]))"
-    panel = heatmap.Panel().title(title).description(what).datasource(PROMETHEUS).height(8).span(12).calculate(False)
-    color = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
-    panel = panel.color(color).y_axis(heatmap.YAxisConfig().unit("s")).exemplars_color("rgba(31, 96, 196, 0.9)")
-    return panel.with_target(query(expr, "{{le}}", exemplar=True).format(PromQueryFormat.HEATMAP))
-
-
-def _with(panel: timeseries.Panel, queries: Iterable[Dataquery]) -> timeseries.Panel:
-    for place, each in enumerate(queries):
-        panel = panel.with_target(each.ref_id(chr(ord("A") + place)))
-    return panel
-
-
-def steps(key: str, scale: float = 1) -> dashboard.ThresholdsConfig:
-    """Return the colours of a golden signal: those of the verdicts that the library gives.
-
-    :param scale: from the signal's unit to the panel's.
-    """
-    bounds: Threshold = THRESHOLDS[key]
-    healthy, warning = bounds.healthy * scale, bounds.warning * scale
-    if bounds.more_is_better:
-        return colours((None, RED), (warning, YELLOW), (healthy, GREEN))
-    return colours((None, GREEN), (_beyond(healthy), YELLOW), (_beyond(warning), RED))
-
-
-def colours(*bounds: tuple[float | None, str]) -> dashboard.ThresholdsConfig:
-    """Return colours that begin at their bounds."""
-    made = [models.Threshold(value=value, color=color) for value, color in bounds]
-    return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(made)
-
-
-def _beyond(bound: float) -> float:
-    """Return the least figure beyond a bound: a colour begins at its threshold, a verdict only after it."""
-    return round(bound + 1e-6, 6)
-
-
 # --- rows ---------------------------------------------------------------------------------------
-
 
 
 def golden_signals() -> list[Any]:
@@ -189,6 +53,7 @@ def golden_signals() -> list[Any]:
     all_runs = total(semconv.M_WORKFLOW_RUNS, whole=True)
     all_successes = total(semconv.M_WORKFLOW_RUNS, SUCCESS, whole=True)
     spent, violations = (total(family, whole=True) for family in (semconv.M_LLM_COST, semconv.M_POLICY_VIOLATIONS))
+    every, ok = (per_second(semconv.M_WORKFLOW_RUNS, *matchers, by="workflow") for matchers in ((), (SUCCESS,)))
     verdicts, correct = (total(semconv.M_FEEDBACK, *matchers, whole=True) for matchers in ((), (CORRECT,)))
     return [
         number("Success rate", "percent", share(successes, runs), steps=steps(semconv.G_SUCCESS_RATE),
@@ -198,7 +63,8 @@ def golden_signals() -> list[Any]:
                what="19 of 20 runs are faster. Healthy up to 2 s, critical beyond 5 s."),
         number("Cost per task", "currencyUSD", f"{spent} / ({all_successes} > 0)", decimals=4,
                steps=steps(semconv.G_COST_PER_TASK),
-               what="All spend, failed runs included ÷ successful runs. Healthy up to $0.10, critical beyond $0.50. Of the whole service."),
+               what="All spend, failed runs included ÷ successful runs. Healthy up to $0.10, critical beyond $0.50. "
+               "Of the whole service."),
         number("User correctness", "percent", share(correct, verdicts),
                what="Confirmed correct ÷ all verdicts of users. No threshold. Of the whole service."),
         number("Policy violations", "percent", share(violations, all_runs),
@@ -208,8 +74,7 @@ def golden_signals() -> list[Any]:
         lines("Runs by outcome", "ops", query(per_second(semconv.M_WORKFLOW_RUNS, by="outcome"), "{{outcome}}"),
               what="Workflow runs a second."),
         lines("Success rate by workflow", "percent",
-              query(f"100 * {per_second(semconv.M_WORKFLOW_RUNS, SUCCESS, by='workflow')} "
-                    f"/ ({per_second(semconv.M_WORKFLOW_RUNS, by='workflow')} > 0)", "{{workflow}}"),
+              query(share(ok, every, by="workflow"), "{{workflow}}"),
               what="Successful runs ÷ runs of each workflow."),
     ]  # fmt: skip
 
@@ -217,7 +82,8 @@ def golden_signals() -> list[Any]:
 def cost() -> list[Any]:
     """Return what is spent, by agent and model."""
     return [
-        number("Spent", "currencyUSD", total(semconv.M_LLM_COST), decimals=4, what="Spend whose price is known, in the range on the screen."),
+        number("Spent", "currencyUSD", total(semconv.M_LLM_COST), decimals=4,
+               what="Spend whose price is known, in the range on the screen."),
         bars("Cost by agent", "currencyUSD", total(semconv.M_LLM_COST, by="agent"), "{{agent}}",
              what="Spend of each agent.", width=10),
         bars("Cost by model", "currencyUSD", total(semconv.M_LLM_COST, by="model"), "{{model}}",
@@ -248,7 +114,8 @@ def latency() -> list[Any]:
         lines("Workflow latency", "s",
               *(query(quantile(percent, run), f"p{percent}", exemplar=percent == 95) for percent in (50, 95, 99)),
               what="Percentiles of run latency. A dot is one run: it opens its trace."),
-        heat("Workflow latency, all runs", run, what="How many runs took how long. A dot is one run: it opens its trace."),
+        heat("Workflow latency, all runs", run,
+             what="How many runs took how long. A dot is one run: it opens its trace."),
         lines("p95 latency by agent", "s", query(quantile(95, semconv.M_AGENT_DURATION, "agent"), "{{agent}}"), width=6,
               what="19 of 20 runs of an agent are faster."),
         lines("p95 latency by tool", "s", query(quantile(95, semconv.M_TOOL_DURATION, "tool"), "{{tool}}"), width=6,
@@ -314,8 +181,8 @@ def budgets() -> list[Any]:
 def safety() -> list[Any]:
     """Return what policies and guardrails stopped."""
     return [
-        bars("Policy violations", "short", total(semconv.M_POLICY_VIOLATIONS, by="agent, policy"), "{{agent}} {{policy}}",
-             what="Violations by agent and policy.", width=12),
+        bars("Policy violations", "short", total(semconv.M_POLICY_VIOLATIONS, by="agent, policy"),
+             "{{agent}} {{policy}}", what="Violations by agent and policy.", width=12),
         bars("Guardrail blocks", "short", total(semconv.M_GUARDRAIL_BLOCKS, by="agent, guardrail, direction"),
              "{{agent}} {{guardrail}} {{direction}}", width=12,
              what="Inputs and outputs that a guardrail stopped."),
@@ -324,11 +191,11 @@ def safety() -> list[Any]:
 
 def feedback() -> list[Any]:
     """Return what users say."""
-    verdicts = total(semconv.M_FEEDBACK, by="agent")
+    verdicts, correct = (total(semconv.M_FEEDBACK, *matchers, by="agent") for matchers in ((), (CORRECT,)))
     return [
         lines("Verdicts of users", "ops", query(per_second(semconv.M_FEEDBACK, by="verdict"), "{{verdict}}"),
               what="Verdicts a second."),
-        bars("Correctness by agent", "percent", share(total(semconv.M_FEEDBACK, CORRECT, by="agent"), verdicts, by="agent"),
+        bars("Correctness by agent", "percent", share(correct, verdicts, by="agent"),
              "{{agent}}", what="Confirmed correct ÷ all verdicts on an agent's results.", width=12),
     ]  # fmt: skip
 
@@ -344,7 +211,7 @@ def experiments() -> list[Any]:
             ("Success rate", "percent", share(ok, runs, by=by)),
             ("Cost per task", "currencyUSD", f"{total(semconv.M_EXPERIMENT_COST, by=by)} / ({ok} > 0)"),
             ("p95 latency", "s", quantile(95, semconv.M_EXPERIMENT_DURATION, by, RANGE)),
-            what="The variants of each experiment side by side. Whether a difference is more than chance is not said here.",
+            what="The variants of each experiment side by side. Whether a difference is chance is not said here.",
         )
     ]  # fmt: skip
 
@@ -399,7 +266,7 @@ def _choice(name: str, label: str, expr: str) -> dashboard.QueryVariable:
     made = dashboard.QueryVariable(name).label(label).datasource(PROMETHEUS).query(expr)
     made = made.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
     everything = models.VariableOption(selected=True, text="All", value="$__all")
-    return made.multi(True).include_all(True).all_value(".*").current(everything)
+    return made.multi(multi=True).include_all(include_all=True).all_value(".*").current(everything)
 
 
 def build() -> str:

@@ -1,7 +1,7 @@
 """Write saved-objects.ndjson: what Kibana shows of the log lines.
 
 .venv/bin/python observability/kibana/build.py
-"""  # noqa: INP001 - a script beside what it writes
+"""
 
 import json
 from pathlib import Path

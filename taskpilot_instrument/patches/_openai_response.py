@@ -98,6 +98,10 @@ class ChunkedReader:
         if self._text is not None:
             self._text.add(chunk)
 
+    def is_only_usage(self, chunk: Any) -> bool:
+        """Tell whether a chunk brings the usage and nothing else."""
+        return getattr(chunk, "usage", None) is not None and not getattr(chunk, "choices", None)
+
     def read_end(self) -> None:
         """Write what was kept to the call."""
         call = self._call
@@ -144,6 +148,10 @@ class EventReader:
             if self._response is None:
                 self._response = event
 
+    def is_only_usage(self, _chunk: Any) -> bool:
+        """Return False: what is read here comes whole."""
+        return False
+
     def read_end(self) -> None:
         """Read the latest response into the call."""
         if self._response is not None:
@@ -164,6 +172,10 @@ class WholeReader:
         """Read the document into the call."""
         self.failure = read_response(self._call, document, self._capture)
         self.complete = True
+
+    def is_only_usage(self, _chunk: Any) -> bool:
+        """Return False: what is read here comes whole."""
+        return False
 
     def read_end(self) -> None:
         """Do nothing: the document was read when it came."""

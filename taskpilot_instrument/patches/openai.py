@@ -24,10 +24,13 @@ from taskpilot_instrument.patches._openai_request import (
     surface_of,
 )
 from taskpilot_instrument.patches._openai_response import ChunkedReader, EventReader, WholeReader, read_response
+from taskpilot_instrument.patches._openai_usage import asking_for_usage, refuses_usage
 from taskpilot_instrument.patches._patching import Patch
 from taskpilot_instrument.semconv import Kind
 
 LIBRARY: Final = "openai"
+#: The HTTP client's errors before a request is sent.
+_NEVER_ARRIVED: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 
 #: What sort of object the transport gave back: a parsed one, one of the client's wrappers around the HTTP response,
 #: or the HTTP response itself, where the caller asked for it.
@@ -56,7 +59,15 @@ def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kw
         return wrapped(*args, **kwargs)
     try:
         call.begin(is_async=False)
-        result = wrapped(*args, **call.kwargs)
+        refused = False
+        try:
+            result = wrapped(*call.args, **call.kwargs)
+        except Exception as error:
+            refused = call.takes_back(error)
+            if not refused:
+                raise
+        if refused:
+            result = wrapped(*call.args, **call.kwargs)
     except BaseException as error:
         call.operation.leave()
         call.failed(error)
@@ -74,7 +85,15 @@ async def _async_request(
         return await wrapped(*args, **kwargs)
     try:
         call.begin(is_async=True)
-        result = await wrapped(*args, **call.kwargs)
+        refused = False
+        try:
+            result = await wrapped(*call.args, **call.kwargs)
+        except Exception as error:
+            refused = call.takes_back(error)
+            if not refused:
+                raise
+        if refused:
+            result = await wrapped(*call.args, **call.kwargs)
     except BaseException as error:
         call.operation.leave()
         call.failed(error)
@@ -127,7 +146,7 @@ def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Cal
         body = body_of(options)
         llm = llm_call(surface, body, server_of(client), streamed=streamed)
         operation = Operation(recorder, Kind.LLM, llm.operation, subject=options, llm=llm)
-        return _Call(operation, llm, surface, body, kwargs)
+        return _Call(operation, llm, surface, options, args, kwargs)
     except Exception as error:
         swallow("before", error)
         return None
@@ -136,30 +155,42 @@ def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Cal
 class _Call:
     """One billable call on its way: its operation, and the arguments to send it with."""
 
-    __slots__ = ("body", "kwargs", "llm", "operation", "surface")
+    __slots__ = ("args", "hides_usage", "kwargs", "llm", "operation", "options", "surface")
 
     def __init__(
-        self, operation: Operation, llm: LLMCall, surface: Surface, body: dict[str, Any], kwargs: dict[str, Any]
+        self,
+        operation: Operation,
+        llm: LLMCall,
+        surface: Surface,
+        options: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         self.operation = operation
         self.llm = llm
         self.surface = surface
-        self.body = body
+        self.options = options
+        self.args = args
         self.kwargs = kwargs
+        #: True where we asked for the usage, so that the chunk which brings it is ours alone.
+        self.hides_usage = False
 
     def begin(self, *, is_async: bool) -> None:
         """Note what is asked for, tell the sinks, and make the call the current operation."""
         operation, capture = self.operation, self.operation.recorder.capture
         try:
-            if operation.span.is_recording():
-                self.llm.request = request_attributes(self.body, streamed=self.llm.streamed)
-            if capture is not None:
-                capture_input(self.llm, self.body, capture)
+            if operation.span.is_recording() or capture is not None:
+                body = body_of(self.options)
+                self.llm.request = request_attributes(body, streamed=self.llm.streamed)
+                if capture is not None:
+                    capture_input(self.llm, body, capture)
         except Exception as error:
             swallow("request", error)
         operation.announce()
         if self.llm.streamed:
             self._watch_stream(is_async=is_async)
+            if operation.recorder.include_usage and not self.surface.events:
+                self._ask_for_usage()
         operation.enter()
 
     def _watch_stream(self, *, is_async: bool) -> None:
@@ -173,11 +204,41 @@ class _Call:
         except Exception as error:
             swallow("stream", error)
 
+    def _ask_for_usage(self) -> None:
+        """Ask the provider to tell the stream's usage, unless the caller has decided that already."""
+        try:
+            asking = asking_for_usage(self.options, self.llm.server_address, self.operation.recorder)
+            if asking is not None:
+                self._send(asking)
+                self.hides_usage = True
+        except Exception as error:
+            swallow("include_usage", error)
+
+    def _send(self, options: Any) -> None:
+        """Send these options in place of those that the call was made with."""
+        if "options" in self.kwargs:
+            self.kwargs = {**self.kwargs, "options": options}
+        else:
+            self.args = (self.args[0], options, *self.args[2:])
+
+    def takes_back(self, error: Exception) -> bool:
+        """Tell whether the provider refused what we added to the request; then send it as the caller made it."""
+        try:
+            if not self.hides_usage or not refuses_usage(error, self.llm.server_address):
+                return False
+            self.hides_usage = False
+            self._send(self.options)
+        except Exception as problem:
+            swallow("include_usage", problem)
+            return False
+        return True
+
     # --- after the call ---------------------------------------------------------------------------
 
     def failed(self, error: BaseException) -> None:
         """Finish the operation of a call that raised."""
         try:
+            self.llm.billable = _may_be_billed(error)
             request = getattr(error, "request", None)
             if request is not None:
                 self.llm.retries = int(request.headers.get("x-stainless-retry-count") or 0)
@@ -190,6 +251,7 @@ class _Call:
     def returned(self, result: Any) -> None:
         """Read the result, or hook the stream that it will be read from; the result stays as it is."""
         is_open, outcome, error_type = False, None, None
+        self.llm.billable = True
         try:
             kind: Any = type(result)
             shape = _shape(kind)
@@ -208,18 +270,26 @@ class _Call:
     def _still_open(self, result: Any, shape: _Shape) -> bool:
         """Hook a response whose body is still to be read; False where all of it is here."""
         response = result.http_response if shape == "wrapped" else getattr(result, "response", None)
-        llm, capture = self.llm, self.operation.recorder.capture
-        if response is None or response.is_closed:
+        # A stream may be closed already, where an event hook has read the body; its chunks are still to come.
+        if response is None or (response.is_closed and not self.llm.streamed):
             return False
-        reader: ChunkedReader | EventReader | WholeReader
+        watch = Watch(self.operation, self._reader(), hides_usage=self.hides_usage)
         is_events = "text/event-stream" in response.headers.get("content-type", "")
-        if llm.streamed:
-            reader = EventReader(llm, capture) if self.surface.events else ChunkedReader(llm, capture)
-        else:
-            reader = WholeReader(llm, capture)
-        watch = Watch(self.operation, reader)
         watch.hook(response, EventBody(watch.saw) if is_events else JsonBody(watch.saw))
         return True
+
+    def _reader(self) -> ChunkedReader | EventReader | WholeReader:
+        llm, capture = self.llm, self.operation.recorder.capture
+        if not llm.streamed:
+            return WholeReader(llm, capture)
+        return EventReader(llm, capture) if self.surface.events else ChunkedReader(llm, capture)
+
+
+def _may_be_billed(error: BaseException) -> bool:
+    """Tell whether a call that raised may have cost something: not where it was refused, or never arrived."""
+    if getattr(error, "status_code", None) is not None:
+        return False
+    return type(error.__cause__).__name__ not in _NEVER_ARRIVED
 
 
 @lru_cache(maxsize=256)

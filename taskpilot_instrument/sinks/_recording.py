@@ -64,6 +64,8 @@ class Recording:
         self.windows = Windows(monotonic_ns)
         self.families = Families(label_cap, self.windows.said)
         self._lock = self.windows.lock
+        #: Calls that were told by hand: the transport has not seen them.
+        self.tracked = 0
         self._runs: dict[_Raw, _Run] = {}
         self._calls: dict[_Raw, _Call] = {}
         self._spends: dict[tuple[str, ...], Spend] = {}
@@ -99,6 +101,8 @@ class Recording:
         """Count an LLM call that nobody timed: its latency is unknown, not zero."""
         if record.llm is not None:
             self._finished_call(record, record.llm, None)
+            with self._lock:
+                self.tracked += 1
 
     def _finished_call(self, record: Finished, llm: LLMCall, nanoseconds: int | None) -> None:
         outcome, usage, cost = record.outcome, record.usage, record.cost
@@ -115,7 +119,7 @@ class Recording:
                 if count:
                     add_tokens(count)
             given, made = usage.input_tokens or 0, usage.output_tokens or 0
-        unpriced = cost is None and (usage is not None or outcome is Outcome.SUCCESS)
+        unpriced = cost is None and (llm.billable or usage is not None)
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
         if llm.finish_reasons and not _CUT_OFF.isdisjoint(llm.finish_reasons):

@@ -12,7 +12,7 @@ from opentelemetry.trace import Span
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Finished, Operation
+from taskpilot_instrument._operation import Finished, LLMCall, Operation
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.redaction import capture_text, redactor
@@ -46,6 +46,8 @@ _EVENTS: Final = {
     Kind.TOOL: (names.E_TOOL_CALLED, names.E_TOOL_FAILED, "called"),
     Kind.LLM: (names.E_LLM_CALLED, names.E_LLM_FAILED, "called"),
 }
+#: A cost that is priced as published needs no word; one that is not whole does.
+_DOUBTFUL: Final = frozenset({names.COST_UNKNOWN, names.COST_PARTIAL, names.COST_DEFAULT})
 _LEVEL_OF: Final = {
     Outcome.SUCCESS: _INFO,
     Outcome.ERROR: _ERROR,
@@ -138,8 +140,8 @@ class LogSink:
             return
         if self._threshold <= logging.WARNING:
             message = f"[ERROR] {_subject(record)} stopped at the token limit"
-            # The call's own line has the cost; added up in a search it must not count twice.
-            record = record._replace(cost=None)
+            # The call's own line has tokens and cost; added up in a search they must not count twice.
+            record = record._replace(cost=None, cost_source=None, usage=None)
             self._write(self._line(record, _WARNING, message, names.E_TOKEN_LIMIT_EXCEEDED, names.CATEGORY_ERROR))
 
     def _words(self, record: Finished) -> tuple[str, str, str]:
@@ -148,11 +150,15 @@ class LogSink:
         event, failed_event, done = _EVENTS[kind]
         if outcome is Outcome.SUCCESS:
             text = record.output_text if kind is Kind.AGENT else record.input_text if kind is Kind.TOOL else None
+            if record.llm is not None:
+                text = record.llm.output_messages
             return self._with_content(f"[AUDIT] {subject} {done}", text), event, names.CATEGORY_AUDIT
         if outcome is not Outcome.ERROR:
             return f"[AUDIT] {subject} {outcome}", event, names.CATEGORY_AUDIT
         category = names.CATEGORY_AUDIT if event == failed_event else names.CATEGORY_ERROR
         cause = f": {record.error_type}" if record.error_type else ""
+        if record.llm is not None:
+            cause += _transport(record.llm)
         return f"[{category.upper()}] {subject} failed{cause}", failed_event, category
 
     # --- pieces of a line ------------------------------------------------------------------------
@@ -179,6 +185,8 @@ class LogSink:
                 add(f"{keys[names.OUTPUT_TOKENS]}{usage.output_tokens}")
         if record.cost is not None:
             add(f"{keys[names.COST_USD]}{float(record.cost)}")
+        if record.cost_source in _DOUBTFUL:
+            add(keys[names.COST_SOURCE] + to_json(record.cost_source))
         add(latency.format(record.duration_ns // _NS_PER_US / _US_PER_MS, record.duration_ns))
         add(outcomes[record.outcome])
         self._add_lengths(add, record)
@@ -280,6 +288,13 @@ def _subject(record: Finished) -> str:
     """Return what the message says it was: an LLM call is named by operation and model, as its span is."""
     call = record.llm
     return record.name if call is None else f"{call.operation} {record.model}" if record.model else call.operation
+
+
+def _transport(call: LLMCall) -> str:
+    """Say what the provider's support will ask for."""
+    retries = f", {call.retries} retries" if call.retries else ""
+    request = f", provider's request id {call.provider_request_id}" if call.provider_request_id else ""
+    return retries + request
 
 
 def _message_of(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Spans: open one when an operation starts, write its tags and end it when it finishes."""
 
 import traceback
+from collections.abc import Callable
 from typing import Any, Final
 
 from opentelemetry.attributes import BoundedAttributes
@@ -9,7 +10,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Finished, LLMCall, Operation
-from taskpilot_instrument.redaction import cut, redact
+from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.usage import TokenUsage
 
@@ -27,13 +28,24 @@ class TraceSink:
 
     :param tracer: where spans are opened.
     :param content_on_spans: write captured content as span attributes.
+    :param content_on_events: write the content of an LLM call as an event of its span.
+    :param redact: what messages of failures pass through after our own redaction.
     """
 
     where = "span"
 
-    def __init__(self, tracer: Tracer, *, content_on_spans: bool = False) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        *,
+        content_on_spans: bool = False,
+        content_on_events: bool = False,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
         self._tracer = tracer
         self._content = content_on_spans
+        self._events = content_on_events
+        self._redact = redactor(redact)
 
     def open_span(self, operation: Operation, context: Context, /) -> Span:
         """Return the started span of an operation, with the tags that a sampler may want."""
@@ -65,8 +77,10 @@ class TraceSink:
         try:
             if span.is_recording():
                 set_tags(span, self._tags(record))
+                if self._events and record.llm is not None:
+                    _content_event(span, record, record.llm)
                 if record.error is not None or record.outcome in _FAILED:
-                    _write_failure(span, record)
+                    self._write_failure(span, record)
         finally:
             span.end(record.started_at_ns + record.duration_ns)
 
@@ -82,15 +96,12 @@ class TraceSink:
         if ids.user_id is not None:
             tags[names.USER_ID] = ids.user_id
         if usage is not None:
-            if usage.input_tokens is not None:
-                tags[names.INPUT_TOKENS] = tags[names.GEN_AI_USAGE_INPUT_TOKENS] = usage.input_tokens
-            if usage.output_tokens is not None:
-                tags[names.OUTPUT_TOKENS] = tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = usage.output_tokens
+            _usage_tags(tags, usage, record.kind)
         if record.cost is not None:
             tags[names.COST_USD] = float(record.cost)
         if record.cost_source is not None:
             tags[names.COST_SOURCE] = record.cost_source
-        if record.model is not None:
+        if record.model is not None and record.kind is not Kind.WORKFLOW:
             tags[names.MODEL] = record.model
         if record.error_type is not None:
             tags[names.ERROR_TYPE] = record.error_type
@@ -101,6 +112,51 @@ class TraceSink:
         if self._content:
             _content_tags(tags, record)
         return tags
+
+    def _write_failure(self, span: Span, record: Finished) -> None:
+        """Set the status and, for an exception, the event that tracing tools show; both without secrets."""
+        error, reason = record.error, record.reason
+        message = "" if error is None else self._clean(error, _MESSAGE_LIMIT)
+        if record.outcome in _FAILED:
+            description = self._clean(reason, _MESSAGE_LIMIT) if reason is not None else message or record.error_type
+            span.set_status(Status(StatusCode.ERROR, description))
+        if error is not None and record.outcome is Outcome.ERROR:
+            span.add_event(
+                names.EVENT_EXCEPTION,
+                {
+                    names.EXCEPTION_TYPE: type(error).__qualname__,
+                    names.EXCEPTION_MESSAGE: message,
+                    names.EXCEPTION_STACKTRACE: self._clean(_stack_of(error), _STACK_LIMIT),
+                },
+                record.started_at_ns + record.duration_ns,
+            )
+
+    def _clean(self, text: object, limit: int) -> str:
+        try:
+            plain = str(text)
+        except Exception:
+            plain = f"<unprintable {type(text).__name__}>"
+        return capture_text(plain, limit, self._redact)
+
+
+def _stack_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # an exception group or notes of the application's that cannot be shown
+        return "".join(traceback.format_tb(error.__traceback__))
+
+
+def _usage_tags(tags: dict[str, Any], usage: TokenUsage, kind: Kind) -> None:
+    if usage.input_tokens is not None:
+        tags[names.INPUT_TOKENS] = usage.input_tokens
+    if usage.output_tokens is not None:
+        tags[names.OUTPUT_TOKENS] = usage.output_tokens
+    if kind is Kind.WORKFLOW:  # the conventions have usage on calls and agents; once more, and it is billed again
+        return
+    if usage.input_tokens is not None:
+        tags[names.GEN_AI_USAGE_INPUT_TOKENS] = usage.input_tokens
+    if usage.output_tokens is not None:
+        tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = usage.output_tokens
 
 
 def set_tags(span: Span, tags: dict[str, Any]) -> None:
@@ -206,6 +262,12 @@ def _content_tags(tags: dict[str, Any], record: Finished) -> None:
     tags.update({name: text for name, text in found.items() if text is not None})
 
 
+def _content_event(span: Span, record: Finished, call: LLMCall) -> None:
+    found = {name: text for name, text in llm_content(call).items() if text is not None}
+    if found:
+        span.add_event(names.EVENT_INFERENCE_DETAILS, found, record.started_at_ns + record.duration_ns)
+
+
 def llm_content(call: LLMCall) -> dict[str, str | None]:
     """Return the captured content of an LLM call under the conventions' names."""
     return {
@@ -213,22 +275,3 @@ def llm_content(call: LLMCall) -> dict[str, str | None]:
         names.GEN_AI_INPUT_MESSAGES: call.input_messages,
         names.GEN_AI_OUTPUT_MESSAGES: call.output_messages,
     }
-
-
-def _write_failure(span: Span, record: Finished) -> None:
-    """Set the status and, for an exception, the event that tracing tools show; both without secrets."""
-    error = record.error
-    message = record.reason or (cut(redact(str(error)), _MESSAGE_LIMIT) if error is not None else record.error_type)
-    if record.outcome in _FAILED:
-        span.set_status(Status(StatusCode.ERROR, message))
-    if error is not None and record.outcome is Outcome.ERROR:
-        stack = "".join(traceback.format_exception(error))
-        span.add_event(
-            names.EVENT_EXCEPTION,
-            {
-                names.EXCEPTION_TYPE: type(error).__qualname__,
-                names.EXCEPTION_MESSAGE: message or "",
-                names.EXCEPTION_STACKTRACE: cut(redact(stack), _STACK_LIMIT),
-            },
-            record.started_at_ns + record.duration_ns,
-        )
