@@ -7,6 +7,7 @@ step. A stream that nobody ends is noticed when it is collected.
 """
 
 import functools
+import logging
 import types
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ from taskpilot_instrument._operation import LLMCall, Operation, Recorder, abando
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader
 
+_log = logging.getLogger("taskpilot_instrument")
 _WATCH: Final = "_taskpilot_watch"
 #: The SDK has a handful of stream classes; an application that makes its own must not fill the memory.
 _MOST_CLASSES: Final = 128
@@ -92,9 +94,15 @@ class Watch:
         except Exception as problem:
             swallow("usage", problem)
         finally:
+            if self.reader.complete and self._knows_no_usage():
+                _warn_of_missing_usage()
             self.operation.finish(error, outcome=outcome, error_type=error_type)
             self.end_followers(error, outcome)
             self.unhook()
+
+    def _knows_no_usage(self) -> bool:
+        llm = self.operation.llm
+        return llm is not None and llm.streamed and llm.usage is None
 
     def end_followers(self, error: BaseException | None = None, outcome: Outcome | None = None) -> None:
         """Finish the runs that gave this stream to their callers: they end with it, innermost first."""
@@ -133,6 +141,14 @@ class Watch:
         for name in ("close", "aclose", "iter_bytes", "aiter_bytes", _WATCH):
             if response is not None:
                 response.__dict__.pop(name, None)
+
+
+@functools.cache  # once is enough
+def _warn_of_missing_usage() -> None:
+    _log.warning(
+        "taskpilot_instrument: a stream ended without telling its usage; its tokens and cost are unknown. Ask for it "
+        'with stream_options={"include_usage": True}, or let instrument(include_usage=True) ask. Said once.'
+    )
 
 
 def _notes_of(operation: Operation, llm: LLMCall, read_chunk: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -408,7 +408,7 @@ def test_event_loop_closed(captured: Captured, server: EmbeddedServer) -> None:
 
 
 def test_agent_that_returns_its_stream(captured: Captured, server: EmbeddedServer, client: openai.OpenAI) -> None:
-    """An agent that returns the SDK's stream runs until that ends, and gets its tokens; the stream stays what it was."""
+    """An agent that returns the SDK's stream runs until that ends, and gets its tokens."""
 
     @tp.observed_agent(name="a")
     def run() -> Any:

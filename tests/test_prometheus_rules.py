@@ -27,7 +27,7 @@ from promtool import (
     failures,
     slow,
     story,
-)  # fmt: skip
+)
 
 pytestmark = needs_folder
 
@@ -40,54 +40,6 @@ RULES: Final = [
     for rule in group["rules"]
 ]
 ALERTS: Final = {rule["alert"]: rule for rule in RULES if "alert" in rule}
-
-LOW: Final = 'taskpilot_instrument_label_overflow_total{label="agent"}'
-
-#: What each series of a service that is only just healthy grows by in a minute; gauges stand still.
-HEALTHY: Final[dict[str, float]] = {
-    RUNS % "success": 9.6, RUNS % "error": 0.4, COST: 0.85, CALLS: 30, VIOLATIONS: 0.09, UNPRICED: 0, CUT_OFF: 1.4,
-    ERRORS: 0, OVERFLOW: 0, LATENCY % "1.0": 9.6, LATENCY % "2.0": 9.6, LATENCY % "5.0": 10, LATENCY % "7.5": 10,
-    LATENCY % "+Inf": 10, BLOCKED: 0, SPENT: 0, LIMIT: 0,
-}  # fmt: skip
-GAUGES: Final = {SPENT: 79.0, LIMIT: 100.0}
-#: Counts that are there before anything that a test makes happen.
-START: Final = 1000
-
-
-@dataclass(frozen=True)
-class Case:
-    """How to make one alert fire.
-
-    :param grows: what series grow by in a minute instead.
-    :param gauges: what gauges stand at instead.
-    :param up: whether the target answers.
-    :param before: minutes of health before that.
-    :param minutes: how long it goes on; at least a minute more than the alert needs.
-    :param labels: what the alert carries beside job, signal and severity.
-    :param with_it: alerts that are expected to fire beside it.
-    :param when_idle: alerts that are expected to fire after 40 minutes of silence.
-    """
-
-    grows: dict[str, float] = field(default_factory=dict)
-    gauges: dict[str, float] = field(default_factory=dict)
-    up: int = 1
-    before: int = 34
-    minutes: int = 40
-    labels: tuple[str, ...] = ()
-    with_it: tuple[str, ...] = ()
-    when_idle: tuple[str, ...] = ()
-
-
-def failing(share: float) -> dict[str, float]:
-    """Return the growth of ten runs a minute of which a share fails."""
-    return {RUNS % "success": 10 * (1 - share), RUNS % "error": 10 * share}
-
-
-def slow(share: float, bound: str) -> dict[str, float]:
-    """Return the growth of buckets where a share of ten runs a minute takes longer than a bound, up to 7.5 s."""
-    bounds = ["1.0", "2.0", "5.0", "7.5"]
-    return {LATENCY % le: 10 * (1 - share) for le in bounds[: bounds.index(bound) + 1]}
-
 
 LOW: Final = ("LowSuccessRate", "ReducedSuccessRate")
 SLOWLY: Final = "SuccessBudgetBurnsSlowly"

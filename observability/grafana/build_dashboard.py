@@ -32,7 +32,7 @@ from panels import (
     share,
     steps,
     total,
-)  # fmt: skip
+)
 
 from taskpilot_instrument import semconv
 

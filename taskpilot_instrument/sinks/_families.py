@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from taskpilot_instrument import semconv
+from taskpilot_instrument._operation import finish_orphans
 from taskpilot_instrument.semconv import DURATION_BUCKETS, METRIC_LABELS, NONE, OTHER
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, Node
 from taskpilot_instrument.sinks._said import Said, spread
@@ -127,6 +128,7 @@ class Families(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, with direct writes added."""
+        finish_orphans()
         said = self._said()
         for name in _HELP:
             for metric in (self._counters.get(name) or self._histograms[name]).collect():
