@@ -520,6 +520,11 @@ def _was_asked_for(frame: FrameType) -> bool:
     return "collect" in frame.f_code.co_names and "gc" in frame.f_code.co_names
 
 
+def is_collecting() -> bool:
+    """Tell whether the calling code runs because the garbage collector does."""
+    return _collecting != 0 and _collecting == get_ident()
+
+
 def abandon(operation: Operation) -> None:
     """Finish an operation whose stream or generator was collected, at the time of its last item."""
     if not operation.is_finished:

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic
 
 from taskpilot_instrument._bodies import Body
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import LLMCall, Operation, Recorder, abandon
+from taskpilot_instrument._operation import LLMCall, Operation, Recorder, abandon, is_collecting
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader
 
@@ -37,7 +37,7 @@ class Watch:
     """
 
     __slots__ = (
-        "_body", "_finalizer", "_followers", "_hooked", "hides_usage", "inside", "operation", "reader", "saw", "typed",
+        "_body", "_finalizers", "_followers", "_hooked", "hides_usage", "inside", "operation", "reader", "saw", "typed",
     )  # fmt: skip
 
     def __init__(self, operation: Operation, reader: ChunkReader, *, hides_usage: bool = False) -> None:
@@ -53,7 +53,7 @@ class Watch:
         self.typed = False
         self._hooked: Any = None
         self._body: Body | None = None
-        self._finalizer: Any = None
+        self._finalizers: list[Any] = []
         self._followers: list[Operation] = []
 
     # --- what happens on the stream ---------------------------------------------------------------
@@ -88,7 +88,8 @@ class Watch:
                     self._body.end()
                 self.reader.read_end()
                 if was_closed:
-                    outcome = Outcome.SUCCESS if self.reader.complete else Outcome.CANCELLED
+                    left = Outcome.ABANDONED if is_collecting() else Outcome.CANCELLED
+                    outcome = Outcome.SUCCESS if self.reader.complete else left
                 if self.reader.failure is not None and error is None:
                     outcome, error_type = self.reader.failure
         except Exception as problem:
@@ -96,7 +97,8 @@ class Watch:
         finally:
             if self.reader.complete and self._knows_no_usage():
                 _warn_of_missing_usage()
-            self.operation.finish(error, outcome=outcome, error_type=error_type)
+            end_ns = self.operation.last_ns if outcome is Outcome.ABANDONED else None
+            self.operation.finish(error, outcome=outcome, error_type=error_type, end_ns=end_ns)
             self.end_followers(error, outcome)
             self.unhook()
 
@@ -125,18 +127,24 @@ class Watch:
             response.aclose = functools.partial(_aclose, self, response.aclose)
             response.iter_bytes = functools.partial(_iter_bytes, self, response.iter_bytes)
             response.aiter_bytes = functools.partial(_aiter_bytes, self, response.aiter_bytes)
-            self._finalizer = weakref.finalize(response, _collected, self)
-            self._finalizer.atexit = False
+            self.notice_the_end_of(response)
             _open_watches.add(self)
         except BaseException:
             self.unhook()  # all of it or nothing
             raise
 
+    def notice_the_end_of(self, holder: Any) -> None:
+        """End the call when ``holder`` is collected: the response, or the stream, which may be younger."""
+        finalizer = weakref.finalize(holder, _collected, self)
+        finalizer.atexit = False
+        self._finalizers.append(finalizer)
+
     def unhook(self) -> None:
         """Leave the response as the SDK made it."""
         _open_watches.discard(self)
-        if self._finalizer is not None:
-            self._finalizer.detach()  # else it keeps us, and all that we know, as long as the response
+        finalizers, self._finalizers = self._finalizers, []
+        for finalizer in finalizers:
+            finalizer.detach()  # else it keeps us, and all that we know, as long as the response
         response = self._hooked() if self._hooked is not None else None
         for name in ("close", "aclose", "iter_bytes", "aiter_bytes", _WATCH):
             if response is not None:
@@ -224,8 +232,9 @@ def follow(stream: Any, run: Operation) -> bool:
 def watch_of(stream: Any) -> Watch | None:
     """Return the watch on a stream's response, None where there is none or it has finished."""
     watch: Watch | None = getattr(stream.response, _WATCH, None)
-    if watch is not None:
+    if watch is not None and not watch.typed:
         watch.typed = True
+        watch.notice_the_end_of(stream)
     return watch
 
 
