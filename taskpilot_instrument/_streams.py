@@ -251,7 +251,7 @@ class _WatchedSync:
 
     def __iter__(self) -> Any:
         watch = watch_of(self)
-        return self._sdk.__iter__() if watch is None else _iterate(watch, self._sdk.__iter__(), watch.saw)
+        return self._sdk.__iter__() if watch is None else _iterate(watch, self._sdk.__iter__(), watch.saw, self)
 
 
 class _WatchedAsync:
@@ -267,7 +267,7 @@ class _WatchedAsync:
 
     def __aiter__(self) -> Any:
         watch = watch_of(self)
-        return self._sdk.__aiter__() if watch is None else _aiterate(watch, self._sdk.__aiter__(), watch.saw)
+        return self._sdk.__aiter__() if watch is None else _aiterate(watch, self._sdk.__aiter__(), watch.saw, self)
 
 
 @functools.lru_cache(_MOST_CLASSES)
@@ -320,7 +320,8 @@ async def _anext(watch: Watch, step: Callable[[], Awaitable[Any]]) -> Any:
     return await _anext(watch, step) if watch.hides_usage and watch.reader.is_only_usage(item) else item
 
 
-def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None]) -> Iterator[Any]:
+def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None], _keep: object) -> Iterator[Any]:
+    # Holding the stream: else it would be gone, and the call abandoned, between its last chunk and its end.
     hides = watch.hides_usage
     watch.inside = True
     try:
@@ -343,7 +344,9 @@ def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None]) ->
         watch.inside = False
 
 
-async def _aiterate(watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any], None]) -> AsyncIterator[Any]:
+async def _aiterate(
+    watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any], None], _keep: object
+) -> AsyncIterator[Any]:
     hides = watch.hides_usage
     watch.inside = True
     try:
@@ -370,11 +373,11 @@ async def _aiterate(watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any
 
 def _iter_bytes(watch: Watch, original: Callable[..., Iterator[bytes]], *args: Any, **kwargs: Any) -> Iterator[bytes]:
     source = original(*args, **kwargs)
-    return source if watch.typed else _iterate(watch, source, watch.passed)
+    return source if watch.typed else _iterate(watch, source, watch.passed, source)
 
 
 def _aiter_bytes(
     watch: Watch, original: Callable[..., AsyncIterator[bytes]], *args: Any, **kwargs: Any
 ) -> AsyncIterator[bytes]:
     source = original(*args, **kwargs)
-    return source if watch.typed else _aiterate(watch, source, watch.passed)
+    return source if watch.typed else _aiterate(watch, source, watch.passed, source)

@@ -789,7 +789,8 @@ client = openai.OpenAI(max_retries=0)
 def work():
     with tp.workflow("w"):
         client.chat.completions.create(model="gpt-4o-mini", messages=[{{"role": "user", "content": "x"}}])
-    list(client.chat.completions.create(model="gpt-4o-mini", messages=[], stream=True, stream_options={{"include_usage": True}}))
+    usage = {{"include_usage": True}}
+    list(client.chat.completions.create(model="gpt-4o-mini", messages=[], stream=True, stream_options=usage))
 
 work()
 prometheus_client.generate_latest()
