@@ -5,7 +5,6 @@ every sink receives. The current operation lives in the OpenTelemetry context be
 span, so whatever carries one carries the other.
 """
 
-import decimal
 import gc
 import sys
 import threading
@@ -21,98 +20,18 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
 from taskpilot_instrument._guard import swallow
+from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._totals import Totals
 from taskpilot_instrument.context import Ids, new_ids
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.pricing import Price
-from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN, Kind, Outcome
+from taskpilot_instrument.semconv import COST_UNKNOWN, Kind, Outcome
 from taskpilot_instrument.typing import Capture, Clock, PriceSource, Sink, SpanSource
-from taskpilot_instrument.usage import TokenUsage
 
 _KEY: Final = otel_context.create_key("taskpilot-operation")
 _NO_CONTEXT: Final = Context()
 #: The key under which OpenTelemetry keeps the current span, found out rather than known.
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
-
-
-class LLMCall:
-    """What a patch learns about one LLM call while it runs; nobody writes to it after the finish.
-
-    Times are monotonic nanoseconds. ``request`` holds span attributes read off the request.
-    """
-
-    __slots__ = (
-        "base_url", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model",
-        "operation", "output_messages", "provider", "provider_request_id", "request", "response_id",
-        "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
-        "system_instructions", "usage",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        operation: str,
-        model: str | None,
-        *,
-        provider: str = "openai",
-        request: dict[str, Any] | None = None,
-        server_address: str | None = None,
-        server_port: int | None = None,
-        base_url: str | None = None,
-        streamed: bool = False,
-    ) -> None:
-        self.operation = operation
-        self.model = model
-        self.provider = provider
-        self.request = request or {}
-        self.server_address = server_address
-        self.server_port = server_port
-        self.base_url = base_url
-        self.streamed = streamed
-        self.response_model: str | None = None
-        self.response_id: str | None = None
-        self.finish_reasons: tuple[str, ...] = ()
-        self.service_tier: str | None = None
-        self.usage: TokenUsage | None = None
-        #: True where the provider may bill the call: it answered, or nobody waited for its answer.
-        self.billable = False
-        self.first_chunk_ns: int | None = None
-        self.retries = 0
-        self.provider_request_id: str | None = None
-        self.input_messages: str | None = None
-        self.output_messages: str | None = None
-        self.system_instructions: str | None = None
-
-
-class Finished(NamedTuple):
-    """The frozen record of one operation: all that a sink may know.
-
-    On workflows and agents, ``usage`` and ``cost`` add up everything beneath them; on LLM calls they
-    are the call's own. ``cost`` is exact USD, None where unknown. ``agent`` and ``workflow`` name the
-    innermost ones around the operation (or the operation itself).
-    """
-
-    kind: Kind
-    name: str
-    outcome: Outcome
-    span: Span
-    ids: Ids
-    attributes: Mapping[str, Any] | None
-    workflow: str | None
-    agent: str | None
-    model: str | None
-    started_at_ns: int
-    duration_ns: int
-    usage: TokenUsage | None
-    cost: Decimal | None
-    cost_source: str | None
-    error: BaseException | None
-    error_type: str | None
-    reason: str | None
-    llm: LLMCall | None
-    input_length: int | None
-    output_length: int | None
-    input_text: str | None
-    output_text: str | None
-    time_to_first_chunk_ns: int | None
 
 
 class Recorder(NamedTuple):
@@ -152,63 +71,6 @@ def current() -> "Operation | None":
     """Return the operation that the calling code runs in."""
     found = get_current().get(_KEY)
     return found if isinstance(found, Operation) else None
-
-
-#: Ours, because the application may have given its own context fewer digits.
-_EXACT: Final = decimal.Context(prec=60, traps=[])
-
-
-class Totals:
-    """Exact sums of everything beneath a workflow or agent run."""
-
-    __slots__ = ("_lock", "begun", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens", "priced")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.cost = Decimal(0)
-        #: Calls that may cost something: those that are still open count, those that were refused do not.
-        self.begun = 0
-        self.measured = 0
-        self.priced = 0
-        self.estimated = False
-        self.model: str | None = None
-
-    def begin(self) -> None:
-        """Count a call that begins."""
-        with self._lock:
-            self.begun += 1
-
-    def add(self, call: LLMCall, price: Price | None) -> None:
-        """Add one finished LLM call, which has begun before."""
-        usage = call.usage
-        with self._lock:
-            if not call.billable and usage is None:
-                self.begun -= 1
-            self.model = call.model or self.model
-            if usage is not None:
-                self.measured += 1
-                self.input_tokens += usage.input_tokens or 0
-                self.output_tokens += usage.output_tokens or 0
-            if price is not None:
-                self.priced += 1
-                self.cost = _EXACT.add(self.cost, price.usd)
-                self.estimated = self.estimated or price.source == COST_DEFAULT
-
-    def known_usage(self) -> TokenUsage | None:
-        """Return the sums; None where calls were made and none of them told its usage."""
-        return TokenUsage(self.input_tokens, self.output_tokens) if self.measured or not self.begun else None
-
-    def known_cost(self) -> tuple[Decimal | None, str | None]:
-        """Return the sum and how far to trust it: ``partial`` marks a lower bound."""
-        if not self.begun:
-            return self.cost, None
-        if not self.priced:
-            return None, COST_UNKNOWN
-        if self.priced < self.begun:
-            return self.cost, COST_PARTIAL
-        return self.cost, COST_DEFAULT if self.estimated else None
 
 
 class Operation:
@@ -281,6 +143,9 @@ class Operation:
         self._previous: Context | None = None
         self._finished = False
         self._once = threading.Lock()
+        if llm is not None:
+            for run in self._runs_around():
+                run.begin()
         try:
             self.started_at_ns = recorder.clock.epoch_ns()
             self.started_ns = recorder.clock.monotonic_ns()
@@ -289,9 +154,6 @@ class Operation:
             if self.opened_workflow is not None:
                 self.opened_workflow.span.end()  # nobody else would
             raise
-        if llm is not None:
-            for run in self._runs_around():
-                run.begin()
         # One copy of the context for both keys, where set_value() would make two for each. Without a span of our own
         # the one around stays current.
         current_span = {} if self.span is INVALID_SPAN else {_SPAN_KEY: self.span}

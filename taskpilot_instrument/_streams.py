@@ -15,7 +15,8 @@ from typing import Any, Final, Generic
 
 from taskpilot_instrument._bodies import Body
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import LLMCall, Operation, Recorder, abandon, is_collecting
+from taskpilot_instrument._operation import Operation, Recorder, abandon, is_collecting
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader
 

@@ -26,7 +26,7 @@ from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.usage import TokenUsage
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._operation import LLMCall
+    from taskpilot_instrument._records import LLMCall
 
 _log = logging.getLogger("taskpilot_instrument")
 

@@ -6,7 +6,8 @@ from typing import Any
 from opentelemetry.trace import INVALID_SPAN
 
 from taskpilot_instrument._bodies import as_object
-from taskpilot_instrument._operation import Finished, LLMCall, active, current
+from taskpilot_instrument._operation import active, current
+from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.patches._openai_response import read_response

@@ -7,7 +7,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._operation import Finished, LLMCall, Operation
+    from taskpilot_instrument._operation import Operation
+    from taskpilot_instrument._records import Finished, LLMCall
     from taskpilot_instrument.pricing import Price
     from taskpilot_instrument.semconv import Outcome
 

@@ -23,7 +23,18 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 import taskpilot_instrument as tp
-from taskpilot_instrument import _bodies, _callables, _guard, _operation, _streams, context, decorators, pricing
+from taskpilot_instrument import (
+    _bodies,
+    _callables,
+    _guard,
+    _operation,
+    _records,
+    _streams,
+    _totals,
+    context,
+    decorators,
+    pricing,
+)
 from taskpilot_instrument.patches import _openai_response
 from taskpilot_instrument.patches import openai as openai_patch
 from taskpilot_instrument.sinks import logs, metrics, traces
@@ -334,7 +345,7 @@ def break_transport(bench: Bench, patch: pytest.MonkeyPatch, error: type[BaseExc
         if value is not None:
             raise error(SECRET)
 
-    patch.setattr(_operation.LLMCall, "provider_request_id", property(lambda call: None, refuse))
+    patch.setattr(_records.LLMCall, "provider_request_id", property(lambda call: None, refuse))
 
 
 def break_clock(after: int) -> Break:
@@ -396,7 +407,7 @@ FAULTS: dict[str, Fault] = {
     "result that still runs": fault(method(_callables, "_running"), "result"),
     # an operation ends
     "price": fault(method(pricing.PriceBook, "price_call"), "price"),
-    "sum of tokens and cost": fault(method(_operation.Totals, "add"), "finish"),
+    "sum of tokens and cost": fault(method(_totals.Totals, "add"), "finish"),
     "record": fault(method(_operation.Operation, "_record"), "finish"),
     "span tags": fault(method(traces.TraceSink, "_tags"), "span"),
     "trace sink finished": fault(method(traces.TraceSink, "finished"), "span"),

@@ -23,7 +23,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from taskpilot_instrument import _guard
-from taskpilot_instrument._operation import LLMCall, Operation, Recorder
+from taskpilot_instrument._operation import Operation, Recorder
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.errors import BlockedError, ConfigurationError
 from taskpilot_instrument.pricing import Price
 from taskpilot_instrument.redaction import MARKER

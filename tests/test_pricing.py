@@ -17,7 +17,7 @@ from genai_prices.types import ModelInfo, ModelPrice, Provider, StartDateConstra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taskpilot_instrument._operation import LLMCall
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.pricing import (
     MODEL_PRICING,

@@ -6,7 +6,7 @@ content is named, not stored.
 
 from typing import Any
 
-from taskpilot_instrument._operation import LLMCall
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.typing import Capture
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from taskpilot_instrument import semconv
-from taskpilot_instrument._operation import LLMCall
+from taskpilot_instrument._records import LLMCall
 
 
 class Surface(NamedTuple):

@@ -5,7 +5,7 @@ Works on the client's parsed objects and on parsed JSON alike: both have attribu
 
 from typing import Any, Final
 
-from taskpilot_instrument._operation import LLMCall
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.patches._openai_content import OutputText, output_messages
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import Capture

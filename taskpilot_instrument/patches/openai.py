@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from taskpilot_instrument._bodies import EventBody, JsonBody, as_object, parse
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import LLMCall, Operation, active, current
+from taskpilot_instrument._operation import Operation, active, current
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._streams import Watch, watched_class
 from taskpilot_instrument.health import tally
 from taskpilot_instrument.patches._openai_content import capture_input

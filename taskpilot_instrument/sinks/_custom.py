@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.metrics_core import Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
+from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.sinks._money import ZERO, add
 from taskpilot_instrument.sinks._names import looks_like_alias, sanitise
 from taskpilot_instrument.sinks._sketch import Sketch
 

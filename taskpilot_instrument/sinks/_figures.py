@@ -5,8 +5,8 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from taskpilot_instrument import semconv
+from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument.semconv import Kind, Outcome, TokenKind
-from taskpilot_instrument.sinks._money import ZERO, add
 from taskpilot_instrument.sinks._names import DIMENSIONS, Node
 from taskpilot_instrument.sinks._said import Said, worth
 from taskpilot_instrument.sinks._signals import Sample

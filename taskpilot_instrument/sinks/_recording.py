@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from taskpilot_instrument import semconv
-from taskpilot_instrument._operation import Finished, LLMCall, Operation, current
+from taskpilot_instrument._money import Spend, add
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._families import Families, adder, observer
-from taskpilot_instrument.sinks._money import Spend, add
 from taskpilot_instrument.sinks._windows import Cell, CellKey, Windows
 
 #: Bound entries kept; beyond that many combinations an entry is bound anew for each record.

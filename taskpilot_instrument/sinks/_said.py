@@ -8,8 +8,8 @@ read: a figure is worth what was written for it or what its parts add up to alon
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
+from taskpilot_instrument._money import ZERO, subtract, total
 from taskpilot_instrument.semconv import NONE
-from taskpilot_instrument.sinks._money import ZERO, subtract, total
 from taskpilot_instrument.sinks._names import Node
 
 Said = Mapping[Node, Decimal]

@@ -13,8 +13,8 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument.semconv import OTHER, Kind
-from taskpilot_instrument.sinks._money import ZERO, add
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._sketch import Sketch
 

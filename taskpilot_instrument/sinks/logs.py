@@ -12,7 +12,8 @@ from opentelemetry.trace import Span
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Finished, LLMCall, Operation
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.redaction import capture_text, redactor

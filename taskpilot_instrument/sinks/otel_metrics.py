@@ -12,7 +12,8 @@ from opentelemetry.metrics import Counter, Histogram, MeterProvider
 from opentelemetry.trace import set_span_in_context
 
 from taskpilot_instrument import semconv as names
-from taskpilot_instrument._operation import Finished, LLMCall, Operation
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument.sinks._families import Labels
 from taskpilot_instrument.usage import TokenUsage
 

@@ -9,7 +9,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from taskpilot_instrument import semconv as names
-from taskpilot_instrument._operation import Finished, LLMCall, Operation
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.usage import TokenUsage
