@@ -7,15 +7,11 @@ from typing import Any
 import openai
 import pydantic
 import pytest
+from mock_openai import httpx
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.embedded import EmbeddedServer, Reply, ToolCall
 from taskpilot_instrument.testing import Captured, capture
-
-try:
-    import httpx2 as httpx  # what openai 3 is built on
-except ModuleNotFoundError:
-    import httpx  # type: ignore[no-redef,unused-ignore] # what it was built on before
 
 pytestmark = pytest.mark.openai
 
