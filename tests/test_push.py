@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from threading import Thread
 from typing import Any, NamedTuple, Self
 from urllib.request import urlopen
@@ -398,13 +399,15 @@ def test_push_again(gateway: str, captured: Captured, client: openai.OpenAI) -> 
         assert runs == found[semconv.M_WORKFLOW_RUNS, frozenset(labels.items())]
 
 
+#: Before 0.26 prometheus_client sends a space as a plus sign, which the gateway keeps as one.
+SPACES = tuple(map(int, version("prometheus-client").split(".")[:2])) >= (0, 26)
 #: A URL's path takes none that consist of one or two dots.
-NAMES = st.text().filter(lambda text: text not in {".", ".."})
+NAMES = st.text().filter(lambda text: text not in {".", ".."} and (SPACES or " " not in text))
 
 
 @settings(max_examples=25, deadline=None)
 @given(job=NAMES.filter(str.strip), instance=NAMES)
-@example(job="a/b c+d%2F", instance="")
+@example(job="a/b c+d%2F" if SPACES else "a/b+c%2F", instance="")
 @example(job="..a", instance="...")
 @example(job="ü\n", instance="…")
 def test_any_job_name(gateway: str, job: str, instance: str) -> None:
