@@ -194,8 +194,13 @@ def _collected(watch: Watch) -> None:
         try:
             watch.reader.read_end()
         finally:
-            abandon(watch.operation)
-            watch.end_followers(outcome=Outcome.ABANDONED)
+            if watch.reader.complete and watch.reader.failure is None:
+                # Whoever stopped at the finish reason had the whole answer.
+                watch.operation.finish(outcome=Outcome.SUCCESS, end_ns=watch.operation.last_ns)
+                watch.end_followers(outcome=Outcome.SUCCESS)
+            else:
+                abandon(watch.operation)
+                watch.end_followers(outcome=Outcome.ABANDONED)
             watch.unhook()
     except Exception as error:
         try:
@@ -223,6 +228,7 @@ def follow(stream: Any, run: Operation) -> bool:
     watch: Watch | None = getattr(getattr(stream, "response", None), _WATCH, None)
     if watch is None or watch.operation.is_finished:
         return False
+    run.subject = None  # its own code is done; an agent that keeps its stream must be let go
     watch._followers.append(run)  # noqa: SLF001 - this file's own
     return True
 

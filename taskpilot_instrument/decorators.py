@@ -276,10 +276,13 @@ class _Arguments:
         try:
             if self._signature is None:
                 self._signature = inspect.signature(self._fn)
-            bound = list(self._signature.bind(*args, **kwargs).arguments.items())[skip:]
-        except (TypeError, ValueError):  # the call itself will say what is wrong with it
+            bound = list(self._signature.bind(*args, **kwargs).arguments.items())
+        except Exception:  # no signature to be had, or a call that will itself say what is wrong with it
+            bound = []
+        kinds = [each.kind for each in self._signature.parameters.values()] if self._signature is not None else []
+        if not bound or kinds[0] is inspect.Parameter.VAR_POSITIONAL:  # then there are no names
             return [*args[skip:], kwargs] if kwargs else list(args[skip:])
-        return dict(bound)
+        return dict(bound[skip:])
 
 
 def _start(

@@ -512,23 +512,97 @@ def test_usage_that_was_asked_for_is_not_hidden(server: EmbeddedServer, client: 
     assert asked == [{"include_usage": True}, {"include_usage": False}, None]
 
 
+REFUSALS = {
+    "message": Reply.error(400, "Unrecognized request argument supplied: stream_options"),
+    "param": Reply.error(400, "Unrecognized request argument supplied", param="stream_options"),
+    "validation": Reply.raw(b'{"detail":[{"loc":["body","stream_options"],"msg":"extra"}]}', status=422),
+    "text": Reply.raw(b"stream_options is not supported", status=400, content_type="text/plain"),
+    "list": Reply.raw(b'[{"error":{"message":"Invalid JSON: stream_options"}}]', status=400),
+}
+
+
+@pytest.mark.parametrize("shape", REFUSALS)
 def test_a_host_that_refuses_is_asked_without(
-    server: EmbeddedServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, shape: str
 ) -> None:
     """A host that refuses stream_options gets the caller's own request at once, and is not asked again."""
     monkeypatch.setattr("taskpilot_instrument.patches._openai_usage._refused", set())
-    refusal = Reply.error(400, "Unrecognized request argument supplied: stream_options")
     plain = {name: value for name, value in ASK.items() if name != "stream_options"}
-    server.script(refusal, REPLY, REPLY)
+    server.script(REFUSALS[shape], REPLY, REPLY)
     with capture(include_usage=True) as captured:
         for _ in range(2):
             assert len(list(client.chat.completions.create(**plain))) > 3
-    assert [request.payload.get("stream_options") for request in server.requests] == [
-        {"include_usage": True},
-        None,
-        None,
-    ]
+    asked = [request.payload.get("stream_options") for request in server.requests]
+    assert asked == [{"include_usage": True}, None, None]
     assert [span.attributes["outcome"] for span in captured.spans] == ["success", "success"]
+
+
+def test_a_refusal_for_another_reason_is_not_remembered(
+    server: EmbeddedServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is refused without our part too raises what it always raised, and the host is asked again."""
+    monkeypatch.setattr("taskpilot_instrument.patches._openai_usage._refused", set())
+    plain = {name: value for name, value in ASK.items() if name != "stream_options"}
+    echo = Reply.error(400, "messages is empty, in {'messages': [], 'stream_options': {}}")
+    server.script(echo, echo, REPLY)
+    with capture(include_usage=True) as captured:
+        with pytest.raises(openai.BadRequestError, match="messages is empty"):
+            client.chat.completions.create(**plain)
+        list(client.chat.completions.create(**plain))
+    assert server.requests[-1].payload["stream_options"] == {"include_usage": True}
+    assert [span.attributes["outcome"] for span in captured.spans] == ["error", "success"]
+
+
+def test_raw_callers_are_not_asked_for(server: EmbeddedServer, client: openai.OpenAI) -> None:
+    """Where the caller gets at the body itself no chunk could be hidden, so nothing is asked."""
+    plain = {name: value for name, value in ASK.items() if name != "stream_options"}
+    server.script(REPLY)
+    with capture(include_usage=True):
+        list(client.chat.completions.with_raw_response.create(**plain).parse())
+    assert "stream_options" not in server.requests[0].payload
+
+
+def test_stopping_at_the_finish_reason_and_forgetting(
+    captured: Captured, server: EmbeddedServer, client: openai.OpenAI
+) -> None:
+    """A consumer that has the whole answer and drops the stream has succeeded."""
+    server.script(REPLY)
+    for chunk in client.chat.completions.create(**ASK):
+        if chunk.choices[0].finish_reason:
+            break
+    assert ended(captured) == ("success", None, None)
+
+
+def test_azure_stream_whose_first_chunk_names_no_model(
+    captured: Captured, server: EmbeddedServer, client: openai.OpenAI
+) -> None:
+    """The chunk that tells of Azure's content filter is not taken for the one that says who answers."""
+    head = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": []}
+    rest = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini-2024-07-18"}
+    words = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 150, "completion_tokens": 50, "total_tokens": 200}}
+    server.script(Reply.events(head, {**rest, **words}, {**rest, **usage}, "[DONE]"))
+    list(client.chat.completions.create(**{**ASK, "model": "my-deployment"}))
+    tags = captured.tags("chat my-deployment")
+    assert (tags["gen_ai.response.model"], tags["cost_usd"]) == ("gpt-4o-mini-2024-07-18", 0.0000525)
+
+
+def test_an_agent_that_keeps_the_stream_it_returns_is_let_go(
+    captured: Captured, server: EmbeddedServer, client: openai.OpenAI
+) -> None:
+    """An agent, its stream and its run end together when all of them are dropped."""
+
+    @tp.observed_agent
+    class Keeper:
+        def run(self) -> Any:
+            self.stream = client.chat.completions.create(**ASK)
+            return self.stream
+
+    server.script(REPLY)
+    next(Keeper().run())
+    gc.collect()
+    assert captured.tags("chat gpt-4o-mini")["outcome"] == "abandoned"
+    assert captured.tags("Keeper.execute")["outcome"] == "cancelled"
 
 
 def test_a_body_that_a_hook_has_read(captured: Captured, server: EmbeddedServer) -> None:

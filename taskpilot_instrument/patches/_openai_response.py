@@ -76,13 +76,16 @@ class ChunkedReader:
         self._capture = capture
         self._text = OutputText() if capture is not None else None
         self._first: Any = None
+        self._is_named = False
         self._usage: TokenUsage | None = None
         self._finish_reasons: list[str] = []
         self._service_tier: str | None = None
 
     def read_chunk(self, chunk: Any) -> None:
         """Keep the usage (the last one counts), the finish reasons and who answered."""
-        if self._first is None:
+        if not self._is_named:
+            # Azure's first chunk tells of its content filter, and not who answers.
+            self._is_named = bool(getattr(chunk, "model", None))
             self._first = chunk
         usage = getattr(chunk, "usage", None)
         if usage is not None:
@@ -92,7 +95,7 @@ class ChunkedReader:
         choices = getattr(chunk, "choices", None)
         if choices:
             for choice in choices:
-                if (reason := choice.finish_reason) is not None:
+                if (reason := getattr(choice, "finish_reason", None)) is not None:
                     self._finish_reasons.append(reason)
                     self.complete = True
         if self._text is not None:

@@ -28,23 +28,29 @@ def asking_for_usage(options: Any, host: str | None, recorder: Recorder) -> Any:
         return None
     extra = options.extra_json
     given = extra if isinstance(extra, Mapping) else {}
-    if host in _refused or "stream_options" in body or "stream_options" in given or _is_read_as_bytes(options):
+    if host in _refused or "stream_options" in body or "stream_options" in given or _is_raw(options):
         return None
     asking = copy.copy(options)
     asking.json_data = {**body, "stream_options": {"include_usage": True}}
     return asking
 
 
-def _is_read_as_bytes(options: Any) -> bool:
-    """Tell whether the caller will read the body itself: a chunk could not be hidden there."""
+def _is_raw(options: Any) -> bool:
+    """Tell whether the caller gets at the body, and may parse it: a chunk could not be hidden there."""
     headers = options.headers
-    return isinstance(headers, Mapping) and headers.get("X-Stainless-Raw-Response") == "stream"
+    return isinstance(headers, Mapping) and "X-Stainless-Raw-Response" in headers
 
 
-def refuses_usage(error: Exception, host: str | None) -> bool:
-    """Tell whether a host refused a request because it asked for the usage; it is not asked again."""
-    if getattr(error, "status_code", None) not in _NOT_UNDERSTOOD or "stream_options" not in str(error):
+def may_refuse_usage(error: Exception) -> bool:
+    """Tell whether an error may mean that the host does not know what we added to the request."""
+    if getattr(error, "status_code", None) not in _NOT_UNDERSTOOD:
         return False
+    # Hosts say it in their message, or anywhere in a body of a shape of their own.
+    return "stream_options" in f"{error} {getattr(error, 'body', None)}"
+
+
+def remember_refusal(host: str | None) -> None:
+    """Do not ask this host again: without what we added it took the same request."""
     if host is not None and host not in _refused and len(_refused) < _MOST_HOSTS:
         _refused.add(host)
         _log.warning(
@@ -52,4 +58,3 @@ def refuses_usage(error: Exception, host: str | None) -> bool:
             "its streams stays unknown. Name it in include_usage_except to spare the attempt.",
             host,
         )
-    return True

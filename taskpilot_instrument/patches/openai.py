@@ -25,7 +25,7 @@ from taskpilot_instrument.patches._openai_request import (
     surface_of,
 )
 from taskpilot_instrument.patches._openai_response import ChunkedReader, EventReader, WholeReader, read_response
-from taskpilot_instrument.patches._openai_usage import asking_for_usage, refuses_usage
+from taskpilot_instrument.patches._openai_usage import asking_for_usage, may_refuse_usage, remember_refusal
 from taskpilot_instrument.patches._patching import Patch
 from taskpilot_instrument.semconv import Kind
 
@@ -69,6 +69,7 @@ def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kw
                 raise
         if refused:
             result = wrapped(*call.args, **call.kwargs)
+            remember_refusal(call.llm.server_address)
     except BaseException as error:
         call.operation.leave()
         call.failed(error)
@@ -95,6 +96,7 @@ async def _async_request(
                 raise
         if refused:
             result = await wrapped(*call.args, **call.kwargs)
+            remember_refusal(call.llm.server_address)
     except BaseException as error:
         call.operation.leave()
         call.failed(error)
@@ -190,7 +192,8 @@ class _Call:
         operation.announce()
         if self.llm.streamed:
             self._watch_stream(is_async=is_async)
-            if operation.recorder.include_usage and not self.surface.events:
+            parsed = self.kwargs.get("stream_cls") is not None
+            if operation.recorder.include_usage and parsed and not self.surface.events:
                 self._ask_for_usage()
         operation.enter()
 
@@ -217,6 +220,7 @@ class _Call:
 
     def _send(self, options: Any) -> None:
         """Send these options in place of those that the call was made with."""
+        self.operation.subject = options  # by which a second layer of ours would know the call
         if "options" in self.kwargs:
             self.kwargs = {**self.kwargs, "options": options}
         else:
@@ -225,7 +229,7 @@ class _Call:
     def takes_back(self, error: Exception) -> bool:
         """Tell whether the provider refused what we added to the request; then send it as the caller made it."""
         try:
-            if not self.hides_usage or not refuses_usage(error, self.llm.server_address):
+            if not self.hides_usage or not may_refuse_usage(error):
                 return False
             self.hides_usage = False
             self._send(self.options)
