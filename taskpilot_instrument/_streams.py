@@ -93,11 +93,11 @@ class Watch:
                     outcome = Outcome.SUCCESS if self.reader.complete else left
                 if self.reader.failure is not None and error is None:
                     outcome, error_type = self.reader.failure
+                if self.reader.complete and self._knows_no_usage():
+                    _warn_of_missing_usage()
         except Exception as problem:
             swallow("usage", problem)
         finally:
-            if self.reader.complete and self._knows_no_usage():
-                _warn_of_missing_usage()
             end_ns = self.operation.last_ns if outcome is Outcome.ABANDONED else None
             self.operation.finish(error, outcome=outcome, error_type=error_type, end_ns=end_ns)
             self.end_followers(error, outcome)

@@ -66,7 +66,7 @@ def _status(response: Any) -> tuple[tuple[str, ...], Failure | None]:
 class ChunkedReader:
     """Read a stream of chunks: chat completions and legacy completions.
 
-    :param keep_content: keep the text too, for content capture.
+    :param capture: turns the text into what is kept, where content is captured.
     """
 
     def __init__(self, call: LLMCall, capture: Capture | None = None) -> None:

@@ -29,7 +29,6 @@ from taskpilot_instrument.patches._openai_usage import asking_for_usage, may_ref
 from taskpilot_instrument.patches._patching import Patch
 from taskpilot_instrument.semconv import Kind
 
-LIBRARY: Final = "openai"
 #: The HTTP client's errors before a request is sent.
 _NEVER_ARRIVED: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 
@@ -69,7 +68,7 @@ def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kw
                 raise
         if refused:
             result = wrapped(*call.args, **call.kwargs)
-            remember_refusal(call.llm.server_address)
+            call.was_taken_without()
     except BaseException as error:
         call.operation.leave()
         call.failed(error)
@@ -96,7 +95,7 @@ async def _async_request(
                 raise
         if refused:
             result = await wrapped(*call.args, **call.kwargs)
-            remember_refusal(call.llm.server_address)
+            call.was_taken_without()
     except BaseException as error:
         call.operation.leave()
         call.failed(error)
@@ -237,6 +236,13 @@ class _Call:
             swallow("include_usage", problem)
             return False
         return True
+
+    def was_taken_without(self) -> None:
+        """Remember that this host took the request once we had taken our part back."""
+        try:
+            remember_refusal(self.llm.server_address)
+        except Exception as error:
+            swallow("include_usage", error)
 
     # --- after the call ---------------------------------------------------------------------------
 

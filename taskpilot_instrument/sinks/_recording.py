@@ -18,8 +18,6 @@ from taskpilot_instrument.sinks._windows import Cell, CellKey, Windows
 
 #: Bound entries kept; beyond that many combinations an entry is bound anew for each record.
 _MOST_ENTRIES: Final = 10_000
-#: Finish reasons of the known APIs that mean: cut off at the token limit.
-_CUT_OFF: Final = frozenset({"length", "max_tokens", "max_output_tokens"})
 _LIMITS: Final = (semconv.LIMIT_FINISH_LENGTH, semconv.LIMIT_CONTEXT_WINDOW, semconv.LIMIT_CONFIGURED)
 _DIRECTIONS: Final = (semconv.DIRECTION_INPUT, semconv.DIRECTION_OUTPUT)
 _RUN_FAMILIES: Final = {
@@ -123,7 +121,7 @@ class Recording:
         unpriced = cost is None and (llm.billable or usage is not None)
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
-        if llm.finish_reasons and not _CUT_OFF.isdisjoint(llm.finish_reasons):
+        if llm.finish_reasons and not semconv.TOKEN_LIMIT_FINISH_REASONS.isdisjoint(llm.finish_reasons):
             self.record_token_limit_hit(cell_key.model, semconv.LIMIT_FINISH_LENGTH)
         with self._lock:
             cell = self.windows.cell(cell_key)
