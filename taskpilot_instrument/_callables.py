@@ -49,7 +49,7 @@ def _function_shell(fn: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         if operation is None:
             return fn(*args, **kwargs)
         with operation:
-            return deliver(operation, fn(*args, **kwargs))
+            return deliver(operation, (operation.body or fn)(*args, **kwargs))
 
     return call
 
@@ -61,7 +61,7 @@ def _coroutine_shell(fn: Callable[..., Any], begin: Begin) -> Callable[..., Any]
         if operation is None:
             return await fn(*args, **kwargs)
         with operation:
-            return deliver(operation, await fn(*args, **kwargs))
+            return deliver(operation, await (operation.body or fn)(*args, **kwargs))
 
     return call
 
@@ -72,7 +72,7 @@ def _generator_shell(fn: Callable[..., Any], begin: Begin) -> Callable[..., Any]
         operation = begin(args, kwargs)
         if operation is None:
             return (yield from fn(*args, **kwargs))
-        return (yield from _drive(_Ward(operation), fn(*args, **kwargs)))
+        return (yield from _drive(_Ward(operation), (operation.body or fn)(*args, **kwargs)))
 
     return call
 
@@ -82,7 +82,7 @@ def _async_generator_shell(fn: Callable[..., Any], begin: Begin) -> Callable[...
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         # There is no ``yield from`` for async generators: one loop serves the observed and the unobserved call.
         operation = begin(args, kwargs)
-        generator = fn(*args, **kwargs)
+        generator = ((operation.body if operation is not None else None) or fn)(*args, **kwargs)
         ward = None if operation is None else _Ward(operation)  # noqa: F841 - dies with this frame
         step, value = generator.asend, None
         try:

@@ -260,3 +260,30 @@ def mapping(expected: str) -> Form:
         return value
 
     return Form("mapping", expected, accept)
+
+
+def listed(label: str, expected: str) -> Form:
+    """Take a list of objects that say themselves whether they are right, or one of them; as text, a path."""
+
+    def accept(value: Any) -> object:
+        if isinstance(value, str | os.PathLike):
+            return Path(value)
+        _require(not isinstance(value, Mapping | type))
+        return tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
+
+    return Form(label, expected, accept, Path)
+
+
+def ledger() -> Form:
+    """Take a path, a ``redis://`` URL, the word ``memory``, or an object that is a ledger."""
+
+    def accept(value: Any) -> object:
+        if isinstance(value, str | os.PathLike):
+            _require(bool(str(value).strip()))
+            return str(value)
+        _require(has(value, "reserve", "settle", "standings"))
+        return value
+
+    return Form(
+        "path | redis://… | memory | Ledger", "the path of a SQLite file, redis://…, memory, or a Ledger", accept, str
+    )

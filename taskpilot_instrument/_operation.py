@@ -9,7 +9,7 @@ import gc
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from threading import get_ident
 from types import FrameType, TracebackType
@@ -20,13 +20,13 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument._totals import Totals
 from taskpilot_instrument.context import Ids, new_ids
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.pricing import Price
 from taskpilot_instrument.semconv import COST_UNKNOWN, Kind, Outcome
-from taskpilot_instrument.typing import Capture, Clock, PriceSource, Sink, SpanSource
+from taskpilot_instrument.typing import Capture, Clock, Controls, Gate, PriceSource, Sink, SpanSource
 
 _KEY: Final = otel_context.create_key("taskpilot-operation")
 _NO_CONTEXT: Final = Context()
@@ -46,6 +46,18 @@ class Recorder(NamedTuple):
     #: Ask for the usage of streams whose caller did not, except at these hosts.
     include_usage: bool = False
     include_usage_except: frozenset[str] = frozenset()
+    #: Asked before each LLM call is sent.
+    gates: tuple[Gate, ...] = ()
+    #: Asked around each agent run and tool call; None where there is nothing to ask.
+    controls: Controls | None = None
+
+    def note(self, event: Event) -> None:
+        """Tell every sink of something beside operations."""
+        for sink in self.sinks:
+            try:
+                sink.noted(event)
+            except Exception as error:
+                swallow(sink.where, error)
 
 
 _active: Recorder | None = None
@@ -84,7 +96,7 @@ class Operation:
     """
 
     __slots__ = (
-        "__weakref__", "_finished", "_once", "_previous", "agent_name", "attributes", "context", "handed_over",
+        "__weakref__", "_finished", "_once", "_previous", "agent_name", "attributes", "body", "context", "handed_over",
         "ids", "input_length", "input_text", "kind", "last_ns", "llm", "name", "opened_workflow", "output_length",
         "output_text", "parent", "reason", "recorder", "span", "started_at_ns", "started_ns", "subject", "totals",
         "verdict", "workflow_name",
@@ -140,11 +152,13 @@ class Operation:
         self.last_ns: int | None = None
         #: True where the result still runs (a stream, a coroutine) and will finish the operation itself.
         self.handed_over = False
+        #: What to run in place of the decorated callable, where policies or guardrails are to be asked.
+        self.body: Callable[..., Any] | None = None
         self._previous: Context | None = None
         self._finished = False
         self._once = threading.Lock()
         if llm is not None:
-            for run in self._runs_around():
+            for run in self.runs_around():
                 run.begin()
         try:
             self.started_at_ns = recorder.clock.epoch_ns()
@@ -179,6 +193,26 @@ class Operation:
         except BaseException as order:
             self.finish(order)  # whoever started it will never hold it
             raise
+
+    def admit(self) -> None:
+        """Ask every gate whether the call may go.
+
+        :raises BlockedError: where one of them refuses.
+        """
+        for gate in self.recorder.gates:
+            try:
+                gate.admit(self)
+            except BlockedError:
+                raise
+            except Exception as error:
+                swallow(gate.where, error)
+
+    def note_check(self, checked: Checked) -> None:
+        """Note on this run, and every run around it, that a policy or guardrail was asked."""
+        if self.totals is not None:
+            self.totals.note_check(checked)
+        for run in self.runs_around():
+            run.note_check(checked)
 
     # --- being current --------------------------------------------------------------------------
 
@@ -314,10 +348,11 @@ class Operation:
             self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name,
             model, self.started_at_ns, max(0, end_ns - self.started_ns), usage, cost, cost_source, error, error_type,
             self.reason, llm, self.input_length, self.output_length, self.input_text, self.output_text,
-            first_chunk,
+            first_chunk, totals.checked if totals is not None else Checked.NO,
         )  # fmt: skip
 
-    def _runs_around(self) -> Iterator[Totals]:
+    def runs_around(self) -> Iterator[Totals]:
+        """Yield the totals of every run that this is part of, innermost first."""
         above = self.parent
         while above is not None:
             if above.totals is not None:
@@ -339,7 +374,7 @@ class Operation:
                 price = self.recorder.prices.price_call(call)
             except Exception as error:
                 swallow("price", error)
-        for run in self._runs_around():
+        for run in self.runs_around():
             run.add(call, price)
         if price is not None:
             return price.usd, price.source

@@ -2,13 +2,26 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.trace import Span
 
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.usage import TokenUsage
+
+if TYPE_CHECKING:
+    from taskpilot_instrument._operation import Operation
+
+
+class Checked(Enum):
+    """Say whether anything was asked about a run: a rate of violations speaks only of runs that were checked."""
+
+    NO = "unchecked"
+    YES = "checked"
+    FAILED = "check_failed"
 
 
 class LLMCall:
@@ -19,9 +32,9 @@ class LLMCall:
 
     __slots__ = (
         "base_url", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model",
-        "operation", "output_messages", "provider", "provider_request_id", "request", "response_id",
-        "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
-        "system_instructions", "usage",
+        "most_input_tokens", "most_output_tokens", "operation", "output_messages", "provider", "provider_request_id",
+        "request", "reserved", "response_id", "response_model", "retries", "server_address", "server_port",
+        "service_tier", "streamed", "system_instructions", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +70,37 @@ class LLMCall:
         self.input_messages: str | None = None
         self.output_messages: str | None = None
         self.system_instructions: str | None = None
+        #: An upper estimate of the request's input, and the most output that it allows (None without a limit in it);
+        #: known where there is a gate to ask.
+        self.most_input_tokens: int | None = None
+        self.most_output_tokens: int | None = None
+        #: What the budgets hold for this call until it is settled.
+        self.reserved: Any = None
+
+
+class Event(NamedTuple):
+    """Something that happened beside operations: a decision, a limit hit, a threshold crossed, feedback.
+
+    Sinks tell from ``name`` (an ``E_…`` of the names) what to count; what is None does not apply.
+
+    :param level: upper case, as in ``WARNING``.
+    :param message: one sentence without its category and without user content.
+    :param operation: where it happened; None for what comes from outside, such as feedback.
+    :param rule: the name of the policy, guardrail, budget or limit that spoke.
+    :param decision: what was done: ``allow``, ``flag``, ``deny``, ``replace``, ``block``, ``warn``, ``fail``.
+    :param reason: why, with the rule's own id first where it has one.
+    :param details: further fields of the log line, or labels of the metric, by name.
+    """
+
+    name: str
+    category: str
+    level: str
+    message: str
+    operation: "Operation | None" = None
+    rule: str | None = None
+    decision: str | None = None
+    reason: str | None = None
+    details: Mapping[str, Any] = MappingProxyType({})
 
 
 class Finished(NamedTuple):
@@ -90,3 +134,5 @@ class Finished(NamedTuple):
     input_text: str | None
     output_text: str | None
     time_to_first_chunk_ns: int | None
+    #: Of runs: whether policies or guardrails were asked about them, and whether one of these checks failed.
+    checked: Checked = Checked.NO

@@ -4,7 +4,7 @@ import threading
 from decimal import Decimal
 
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import LLMCall
+from taskpilot_instrument._records import Checked, LLMCall
 from taskpilot_instrument.pricing import Price
 from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN
 from taskpilot_instrument.usage import TokenUsage
@@ -13,7 +13,10 @@ from taskpilot_instrument.usage import TokenUsage
 class Totals:
     """Exact sums of everything beneath a workflow or agent run."""
 
-    __slots__ = ("_lock", "begun", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens", "priced")
+    __slots__ = (
+        "_lock", "begun", "checked", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens",
+        "priced",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,6 +29,12 @@ class Totals:
         self.priced = 0
         self.estimated = False
         self.model: str | None = None
+        self.checked = Checked.NO
+
+    def note_check(self, checked: Checked) -> None:
+        """Note that something was asked about the run; a check that failed stays noted."""
+        if self.checked is not Checked.FAILED:
+            self.checked = checked
 
     def begin(self) -> None:
         """Count a call that begins."""

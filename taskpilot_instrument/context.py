@@ -29,6 +29,8 @@ class Ids(NamedTuple):
     request_id: str
     session_id: str | None = None
     user_id: str | None = None
+    #: Experiments that the run takes part in, each with the variant that it was given.
+    variants: tuple[tuple[str, str], ...] = ()
 
 
 def new_ids(
@@ -50,6 +52,7 @@ def new_ids(
             request_id or parent.request_id,
             session_id or parent.session_id,
             user_id or parent.user_id,
+            parent.variants,
         )
     return Ids(request_id or _bound_request_id() or request_id_factory(), session_id, user_id)
 

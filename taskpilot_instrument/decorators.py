@@ -265,17 +265,17 @@ class _Arguments:
     Redaction goes by names: a password that was passed by position has to be known as one.
     """
 
-    __slots__ = ("_fn", "_signature")
+    __slots__ = ("_signature", "fn")
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        self._fn = fn
+        self.fn = fn
         self._signature: inspect.Signature | None = None
 
     def named(self, args: tuple[Any, ...], skip: int, kwargs: dict[str, Any]) -> Any:
         """Return the arguments by name without the first ``skip``, which are the instance or class."""
         try:
             if self._signature is None:
-                self._signature = inspect.signature(self._fn)
+                self._signature = inspect.signature(self.fn)
             bound = list(self._signature.bind(*args, **kwargs).arguments.items())
         except Exception:  # no signature to be had, or a call that will itself say what is wrong with it
             bound = []
@@ -304,6 +304,9 @@ def _start(
             operation.input_length = len(value)
             break
     operation.announce()
+    controls = recorder.controls
+    if controls is not None and kind is not Kind.WORKFLOW:
+        operation.body = controls.around(operation, arguments.fn, lambda: arguments.named(args, skip, kwargs))
     return operation
 
 

@@ -4,8 +4,17 @@ TaskpilotError
 ├── ConfigurationError (also ValueError)    a setting or argument of ours is wrong
 ├── NotInstrumentedError (also RuntimeError)  an answer was asked for before instrument()
 ├── DeliveryError (also ConnectionError)    what was to be sent at once could not be delivered
+├── LedgerError (also ConnectionError)      the ledger cannot be read or written
 └── BlockedError                            a call was refused on purpose: the outcome is ``blocked``
+    ├── BudgetExceededError                 it might have cost more than a budget has left
+    ├── TokenLimitError                     it went beyond a token limit
+    ├── PolicyViolationError                a policy denied it
+    ├── GuardrailBlockedError               a guardrail refused its input or output
+    └── RunawayError                        the run went in circles
 """
+
+from datetime import datetime
+from decimal import Decimal
 
 
 class TaskpilotError(Exception):
@@ -29,3 +38,62 @@ class BlockedError(TaskpilotError):
 
     Raise it (or a subclass of your own) inside a workflow, agent or tool that must not go on.
     """
+
+
+class LedgerError(TaskpilotError, ConnectionError):
+    """Say that the ledger cannot be read or written, and why."""
+
+
+class BudgetExceededError(BlockedError):
+    """Say which budget a call might have overspent; raised before any request is sent.
+
+    :param budget: the budget's name.
+    :param spent_usd: exact USD spent and reserved when the call was refused.
+    :param limit_usd: exact USD that the window allows.
+    :param resets_at: when the window ends, with its time zone; None for a budget that never resets.
+    """
+
+    def __init__(
+        self, message: str, *, budget: str, spent_usd: Decimal, limit_usd: Decimal, resets_at: datetime | None
+    ) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.spent_usd = spent_usd
+        self.limit_usd = limit_usd
+        self.resets_at = resets_at
+
+
+class TokenLimitError(BlockedError):
+    """Say which token limit a call or run went beyond."""
+
+
+class PolicyViolationError(BlockedError):
+    """Say which policy denied an input, a tool call or an output, and why.
+
+    :param policy: the policy's name.
+    :param reason: why it denied.
+    """
+
+    def __init__(self, message: str, *, policy: str, reason: str) -> None:
+        super().__init__(message)
+        self.policy = policy
+        self.reason = reason
+
+
+class GuardrailBlockedError(BlockedError):
+    """Say which guardrail refused an input or output, and why.
+
+    :param guardrail: the guardrail's name.
+    :param direction: ``input`` or ``output``.
+    :param reason: why it refused.
+    """
+
+    def __init__(self, message: str, *, guardrail: str, direction: str, reason: str) -> None:
+        super().__init__(message)
+        self.guardrail = guardrail
+        self.direction = direction
+        self.reason = reason
+
+
+class RunawayError(BlockedError):
+    """Say in what way a run went in circles."""

@@ -5,16 +5,15 @@ import functools
 import logging
 import threading
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from opentelemetry.trace import NoOpTracerProvider, Tracer
-
 from taskpilot_instrument import _guard, golden, pricing
+from taskpilot_instrument._assembly import assemble
+from taskpilot_instrument._delivery import Provider, flush_in_time
 from taskpilot_instrument._operation import Recorder, activate, finish_orphans
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
@@ -22,8 +21,8 @@ from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.health import Health, tally
 from taskpilot_instrument.pricing import BOOK, MODEL_PRICING, PriceBook
-from taskpilot_instrument.redaction import capture_text, redact, redactor
-from taskpilot_instrument.semconv import L_LABEL, M_LABEL_OVERFLOW, SCOPE_NAME
+from taskpilot_instrument.redaction import capture_text, redactor
+from taskpilot_instrument.semconv import L_LABEL, M_LABEL_OVERFLOW
 from taskpilot_instrument.settings import CaptureContent, LogTarget, Settings
 from taskpilot_instrument.sinks.logs import LogSink
 from taskpilot_instrument.sinks.metrics import MetricsBackend
@@ -56,7 +55,7 @@ class Instrumentation:
         self._server: Any = None
         self._seen_before, self._swallowed_before = tally.calls_seen(), _guard.swallowed()
         with ExitStack() as opened:  # where a later part cannot be had, the earlier ones are closed again
-            self._provider = _Provider(settings)
+            self._provider = Provider(settings)
             opened.callback(self._provider.close)
             self.metrics = MetricsBackend(
                 _registry(settings), clock=self._clock, label_cap=settings.label_cap, aliases=settings.aliases
@@ -83,15 +82,19 @@ class Instrumentation:
                 redact=settings.redact,
             )
             self._meter_provider = _meter_provider(settings)
-            sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs, *self._otel_metrics())
+            prices = _price_book(settings)
+            self.parts = assemble(settings, self._clock, prices, self.metrics, opened)
+            sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs, *self._otel_metrics(), *self.parts.sinks)
             self._recorder = Recorder(
                 traces,
                 sinks,
-                _price_book(settings),
+                prices,
                 self._clock,
                 _capture(settings),
                 settings.include_usage,
                 frozenset(settings.include_usage_except),
+                self.parts.gates,
+                self.parts.controls,
             )
             self._opened = opened.pop_all()
 
@@ -159,7 +162,7 @@ class Instrumentation:
         deadline = time.monotonic() + timeout_s
         # Both are tried: spans that cannot be delivered are no reason to keep the metrics.
         delivered = self._provider.flush(timeout_s)
-        return _flush_in_time(flush_metrics, max(0.0, deadline - time.monotonic())) and delivered
+        return flush_in_time(flush_metrics, max(0.0, deadline - time.monotonic())) and delivered
 
     def push_metrics(
         self, gateway: str, *, job: str, grouping_key: Mapping[str, str] | None = None, timeout_s: float = 30.0
@@ -247,69 +250,6 @@ class Instrumentation:
             spans_dropped=dropped,
             spans_pending=pending,
         )
-
-
-class _Provider:
-    """The tracer provider in use, and whether it is ours to flush and shut down."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._counts: Any = None
-        self._is_ours = False
-        if settings.sdk_disabled or not settings.enabled:
-            self.provider: TracerProvider = NoOpTracerProvider()
-            self.destination = "nowhere (switched off)"
-            return
-        # The SDK is imported only here: half of what `import taskpilot_instrument` would cost otherwise.
-        from taskpilot_instrument._provider import ExportCounts, application_provider, build_provider
-
-        found = settings.tracer_provider or application_provider()
-        self._counts = ExportCounts()
-        if found is not None:
-            self.provider, self.destination = found, "the application's tracer provider"
-            return
-        self._is_ours = True
-        self.provider = build_provider(settings, self._counts)
-        self.destination = redact(settings.otlp_endpoint or "nowhere (set OTEL_EXPORTER_OTLP_ENDPOINT)")
-
-    def tracer(self) -> Tracer:
-        with warnings.catch_warnings():  # the SDK puts a filter of its own before the application's
-            return self.provider.get_tracer(SCOPE_NAME, __version__)
-
-    def flush(self, timeout_s: float) -> bool:
-        flush = getattr(self.provider, "force_flush", None)
-        if flush is None:
-            return True
-        ended, dropped = self._counts.ended, self._counts.dropped
-        if not _flush_in_time(flush, timeout_s):
-            return False
-        self._counts.settle(ended)
-        return bool(self._counts.dropped == dropped)
-
-    def close(self) -> None:
-        if self._is_ours:
-            self.provider.shutdown()  # type: ignore[attr-defined] # ours is the SDK's
-
-    def delivery(self) -> tuple[int, int, int]:
-        if self._counts is None:
-            return 0, 0, 0
-        return self._counts.exported, self._counts.dropped, self._counts.pending
-
-
-def _flush_in_time(flush: Callable[[float], object], timeout_s: float) -> bool:
-    """Call a provider's ``force_flush``; tell whether it did its work in time."""
-    finished: list[bool] = []
-
-    def work() -> None:
-        try:
-            finished.append(bool(flush(int(timeout_s * 1000))))
-        except Exception as error:
-            _guard.swallow("flush", error)
-
-    # In a thread, because the SDK's processors wait for their exporter however long that takes.
-    worker = threading.Thread(target=work, name="taskpilot-flush", daemon=True)
-    worker.start()
-    worker.join(timeout_s)
-    return finished == [True]
 
 
 def _meter_provider(settings: Settings) -> "MeterProvider | None":

@@ -66,6 +66,7 @@ SCOPE_NAME: Final = "taskpilot_instrument"
 # --- span names --------------------------------------------------------------------------------
 SPAN_WORKFLOW: Final = "workflow.run"
 SPAN_AGENT_SUFFIX: Final = ".execute"
+SPAN_FEEDBACK: Final = "user.feedback"
 
 # --- tags, as typed into Jaeger's search box ----------------------------------------------------
 WORKFLOW: Final = "workflow"
@@ -86,6 +87,8 @@ COST_DEFAULT: Final = "default"
 LATENCY_MS: Final = "latency_ms"
 TIME_TO_FIRST_CHUNK_MS: Final = "time_to_first_chunk_ms"
 OUTCOME: Final = "outcome"
+EXPERIMENT: Final = "experiment"
+VARIANT: Final = "variant"
 
 # --- OpenTelemetry attributes -------------------------------------------------------------------
 ERROR_TYPE: Final = "error.type"
@@ -141,6 +144,13 @@ GEN_AI_SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
 GEN_AI_TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
 GEN_AI_TOOL_CALL_RESULT: Final = "gen_ai.tool.call.result"
 EVENT_INFERENCE_DETAILS: Final = "gen_ai.client.inference.operation.details"
+
+# What a user, or a judge, thought of a result.
+EVENT_EVALUATION: Final = "gen_ai.evaluation.result"
+GEN_AI_EVALUATION_NAME: Final = "gen_ai.evaluation.name"
+GEN_AI_EVALUATION_SCORE_VALUE: Final = "gen_ai.evaluation.score.value"
+GEN_AI_EVALUATION_SCORE_LABEL: Final = "gen_ai.evaluation.score.label"
+GEN_AI_EVALUATION_EXPLANATION: Final = "gen_ai.evaluation.explanation"
 
 OPERATION_WORKFLOW: Final = "invoke_workflow"
 OPERATION_AGENT: Final = "invoke_agent"
@@ -210,6 +220,10 @@ L_KIND: Final = "kind"
 L_LABEL: Final = "label"
 L_DIRECTION: Final = "direction"
 L_VERDICT: Final = "verdict"
+L_BUDGET: Final = "budget"
+L_WINDOW: Final = "window"
+L_LIMIT: Final = "limit"
+L_GUARDRAIL: Final = "guardrail"
 DIRECTION_INPUT: Final = "input"
 DIRECTION_OUTPUT: Final = "output"
 VERDICT_CORRECT: Final = "correct"
@@ -291,7 +305,13 @@ E_LLM_FAILED: Final = "llm.failed"
 E_TOOL_FAILED: Final = "tool.failed"
 E_AGENT_FAILED: Final = "agent.failed"
 E_TOKEN_LIMIT_EXCEEDED: Final = "token_limit.exceeded"
+E_COST_THRESHOLD_EXCEEDED: Final = "cost.threshold_exceeded"
 E_POLICY_DECIDED: Final = "policy.decided"
+E_GUARDRAIL_BLOCKED: Final = "guardrail.blocked"
+E_TOOL_AUTHORIZED: Final = "tool.authorized"
+E_TOOL_DENIED: Final = "tool.denied"
+E_BUDGET_BLOCKED: Final = "budget.blocked"
+E_FEEDBACK_RECORDED: Final = "feedback.recorded"
 
 #: Fields of a log line, at top level, in the order in which they are written.
 LOG_FIELDS_ALWAYS: Final = (

@@ -31,6 +31,7 @@ _SPEC: Final = "spec"
 _SILENT: Final = object()
 
 CaptureContent = Literal["no_content", "span_only", "event_only", "span_and_event"]
+LedgerUnavailable = Literal["allow", "deny"]
 LogProfile = Literal["flat", "ecs"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 OtlpProtocol = Literal["http/protobuf", "grpc"]
@@ -264,6 +265,54 @@ class Settings:
         "Provider of the meter for the GenAI metrics of OpenTelemetry; None takes the application's global one, "
         "if it has set one.",
         default=None,
+    )
+    budgets: object = _setting(
+        _forms.optional(
+            _forms.listed(
+                "list of Budget | path", "a list of Budget(…), or the path of a TOML file with [[budget]] tables"
+            )
+        ),
+        "What may be spent: a list of `Budget(…)`, or the path of a TOML file with `[[budget]]` tables.",
+        "TASKPILOT_BUDGETS",
+        default=None,
+    )
+    ledger: object = _setting(
+        _forms.optional(_forms.ledger()),
+        "Where budgets and feedback are kept: the path of a SQLite file, `redis://…`, `memory`, or a Ledger; None "
+        "opens a SQLite file in the user's state folder once something needs it.",
+        "TASKPILOT_LEDGER",
+        default=None,
+    )
+    ledger_unavailable: LedgerUnavailable = _setting(
+        _forms.choice(get_args(LedgerUnavailable)),
+        'What happens to a call that a budget with `on_exceed="block"` speaks of while the ledger cannot be reached.',
+        "TASKPILOT_LEDGER_UNAVAILABLE",
+        default="allow",
+    )
+    policies: tuple[Any, ...] = _setting(
+        _forms.listed("list of Policy", "a list of policies or functions"),
+        "Policies that are asked about agent input, tool calls and agent output.",
+        default=(),
+    )
+    guardrails: tuple[Any, ...] = _setting(
+        _forms.listed("list of Guardrail", "a list of guardrails"),
+        "Guardrails that check the input and output of agents.",
+        default=(),
+    )
+    token_limits: object = _setting(
+        _forms.optional(_forms.listed("list of TokenLimit", "a list of TokenLimit(…)")),
+        "Limits of tokens for each call, run, or agent and minute.",
+        default=None,
+    )
+    runaway: object = _setting(
+        _forms.optional(_forms.listed("Runaway", "a Runaway(…)")),
+        "When a run goes in circles, and what happens then.",
+        default=None,
+    )
+    alerts: tuple[Any, ...] = _setting(
+        _forms.listed("list of Alert", "a list of Alert(…)"),
+        "Callbacks with a threshold and a cool-down, for those without an Alertmanager.",
+        default=(),
     )
     clock: Clock | None = _setting(
         _forms.optional(_forms.thing("Clock", "a taskpilot_instrument.typing.Clock", "monotonic_ns", "epoch_ns")),

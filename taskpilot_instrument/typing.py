@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 
 if TYPE_CHECKING:
     from taskpilot_instrument._operation import Operation
-    from taskpilot_instrument._records import Finished, LLMCall
+    from taskpilot_instrument._records import Event, Finished, LLMCall
     from taskpilot_instrument.pricing import Price
     from taskpilot_instrument.semconv import Outcome
 
@@ -39,6 +39,31 @@ class Sink(Protocol):
 
     def finished(self, record: "Finished", /) -> None:
         """Hear that an operation ended."""
+
+    def noted(self, event: "Event", /) -> None:
+        """Hear of something beside operations."""
+
+
+class Gate(Protocol):
+    """Be asked before an LLM call is sent. A gate that is a sink too hears how the call ended."""
+
+    #: Short fixed word that names the gate where its errors are counted.
+    where: str
+
+    def admit(self, operation: "Operation", /) -> None:
+        """Let an LLM call go, or raise a :class:`BlockedError`; any other error counts as ours and lets it go."""
+
+
+class Controls(Protocol):
+    """What agents and tools are checked by before and after they run."""
+
+    def around(
+        self, operation: "Operation", fn: Callable[..., Any], arguments: Callable[[], Any], /
+    ) -> Callable[..., Any] | None:
+        """Return what to call in place of ``fn``, of the same kind of callable; None where nothing is to be checked.
+
+        :param arguments: returns what the call was given: by name where the function names its arguments, else a list.
+        """
 
 
 class SpanSource(Protocol):

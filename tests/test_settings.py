@@ -328,7 +328,7 @@ def test_an_unknown_setting_is_told_with_the_valid_ones() -> None:
     """A misspelt argument names the one that was meant, and all that there are."""
     said = complaint(label_cpa=5)
 
-    assert said.startswith("unknown setting 'label_cpa' (did you mean 'label_cap'?). Valid settings: aliases, ")
+    assert said.startswith("unknown setting 'label_cpa' (did you mean 'label_cap'?). Valid settings: alerts, aliases, ")
     assert [each.name for each in fields(Settings)] == [each.name for each in fields(Settings) if each.name in said]
 
 

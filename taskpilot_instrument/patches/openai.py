@@ -14,6 +14,7 @@ from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, active, current
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._streams import Watch, watched_class
+from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.health import tally
 from taskpilot_instrument.patches._openai_content import capture_input
 from taskpilot_instrument.patches._openai_request import (
@@ -23,6 +24,7 @@ from taskpilot_instrument.patches._openai_request import (
     request_attributes,
     server_of,
     surface_of,
+    worst_case,
 )
 from taskpilot_instrument.patches._openai_response import ChunkedReader, EventReader, WholeReader, read_response
 from taskpilot_instrument.patches._openai_usage import asking_for_usage, may_refuse_usage, remember_refusal
@@ -189,12 +191,21 @@ class _Call:
         except Exception as error:
             swallow("request", error)
         operation.announce()
+        if operation.recorder.gates:
+            self._pass_gates()
         if self.llm.streamed:
             self._watch_stream(is_async=is_async)
             parsed = self.kwargs.get("stream_cls") is not None
             if operation.recorder.include_usage and parsed and not self.surface.events:
                 self._ask_for_usage()
         operation.enter()
+
+    def _pass_gates(self) -> None:
+        try:
+            self.llm.most_input_tokens, self.llm.most_output_tokens = worst_case(body_of(self.options))
+        except Exception as error:
+            swallow("request", error)
+        self.operation.admit()
 
     def _watch_stream(self, *, is_async: bool) -> None:
         """Ask the client for a subclass of its own stream class that shows each chunk."""
@@ -298,7 +309,7 @@ class _Call:
 
 def _may_be_billed(error: BaseException) -> bool:
     """Tell whether a call that raised may have cost something: not where it was refused, or never arrived."""
-    if getattr(error, "status_code", None) is not None:
+    if getattr(error, "status_code", None) is not None or isinstance(error, BlockedError):
         return False
     return type(error.__cause__).__name__ not in _NEVER_ARRIVED
 

@@ -37,6 +37,7 @@ _HELP: Final = {
     semconv.M_POLICY_VIOLATIONS: "Policy violations.",
     semconv.M_GUARDRAIL_BLOCKS: "Inputs and outputs that a guardrail blocked.",
     semconv.M_FEEDBACK: "User verdicts on results.",
+    semconv.M_BUDGET_BLOCKED: "LLM calls that a budget refused.",
     semconv.M_INSTRUMENT_ERRORS: "Internal errors of the instrumentation, swallowed by place.",
     semconv.M_LABEL_OVERFLOW: "Values counted as other because their label had reached its cap.",
 }

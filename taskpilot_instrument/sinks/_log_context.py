@@ -25,8 +25,16 @@ def current_fields() -> dict[str, str]:
         found[names.F_TRACE_ID] = format_trace_id(span.trace_id)
         found[names.F_SPAN_ID] = format_span_id(span.span_id)
     operation = _operation.current()
-    if operation is None:
-        return found
+    return found if operation is None else fields_of_operation(operation) | found
+
+
+def fields_of_operation(operation: _operation.Operation) -> dict[str, str]:
+    """Return what is known of an operation that runs."""
+    found: dict[str, str] = {}
+    span = operation.span.get_span_context()
+    if span.is_valid:
+        found[names.F_TRACE_ID] = format_trace_id(span.trace_id)
+        found[names.F_SPAN_ID] = format_span_id(span.span_id)
     found[names.REQUEST_ID] = operation.ids.request_id
     if operation.workflow_name is not None:
         found[names.WORKFLOW] = operation.workflow_name

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
-from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._families import Families, adder, observer
@@ -26,6 +26,9 @@ _RUN_FAMILIES: Final = {
     Kind.TOOL: (semconv.M_TOOL_CALLS, semconv.M_TOOL_DURATION),
 }
 _TOKEN_KINDS: Final = tuple(TokenKind)
+_POLICY_EVENTS: Final = frozenset({semconv.E_POLICY_DECIDED, semconv.E_TOOL_DENIED})
+#: Decisions of a policy that are no violation.
+_HARMLESS: Final = frozenset({"allow", "fail"})
 
 _Raw = tuple[str | None, ...]
 Entry = TypeVar("Entry")
@@ -141,43 +144,68 @@ class Recording:
 
     # --- what is told beside operations ---------------------------------------------------------
 
-    def record_policy_violation(self, agent: str | None, policy: str) -> None:
+    def noted(self, event: Event, /) -> None:
+        """Count what has a family: violations, blocks, limit hits, refusals, feedback."""
+        running, details, rule = event.operation, event.details, event.rule
+        agent = details.get(semconv.AGENT) or (running.agent_name if running is not None else None)
+        workflow = details.get(semconv.WORKFLOW) or (running.workflow_name if running is not None else None)
+        if event.name in _POLICY_EVENTS and event.decision not in _HARMLESS:
+            self.record_policy_violation(agent, rule or NONE, workflow=workflow)
+        elif event.name == semconv.E_GUARDRAIL_BLOCKED:
+            self.record_guardrail_block(agent, rule or NONE, details[semconv.L_DIRECTION], workflow=workflow)
+        elif event.name == semconv.E_TOKEN_LIMIT_EXCEEDED:
+            self.record_token_limit_hit(details.get(semconv.MODEL), details[semconv.L_LIMIT])
+        elif event.name == semconv.E_BUDGET_BLOCKED:
+            self.families.counter(semconv.M_BUDGET_BLOCKED, rule, details[semconv.L_WINDOW]).inc()
+
+    def record_policy_violation(self, agent: str | None, policy: str, *, workflow: str | None = None) -> None:
         """Count one policy violation, in its one family.
 
         :param agent: None where no agent was running.
+        :param workflow: else the one that the calling code runs in.
         """
         agent = self.families.labels.admit(semconv.AGENT, agent)
         self.families.counter(semconv.M_POLICY_VIOLATIONS, agent, policy).inc()
         with self._lock:
-            self._verdicts_of(agent).violations += 1
+            self._verdicts_of(agent, workflow).violations += 1
 
-    def record_guardrail_block(self, agent: str | None, guardrail: str, direction: str) -> None:
+    def record_guardrail_block(
+        self, agent: str | None, guardrail: str, direction: str, *, workflow: str | None = None
+    ) -> None:
         """Count one input or output that a guardrail blocked.
 
         :param direction: ``input`` or ``output``.
+        :param workflow: else the one that the calling code runs in.
         :raises ConfigurationError: if it is neither.
         """
         _require("direction", direction, _DIRECTIONS)
         agent = self.families.labels.admit(semconv.AGENT, agent)
         self.families.counter(semconv.M_GUARDRAIL_BLOCKS, agent, guardrail, direction).inc()
         with self._lock:
-            cell = self._verdicts_of(agent)
+            cell = self._verdicts_of(agent, workflow)
             if direction == semconv.DIRECTION_INPUT:
                 cell.blocked_input += 1
             else:
                 cell.blocked_output += 1
 
-    def record_feedback(self, correct: bool, agent: str | None = None) -> None:  # noqa: FBT001 - a verdict is a yes or no
+    def record_feedback(
+        self,
+        correct: bool,  # noqa: FBT001 - a verdict is a yes or no
+        agent: str | None = None,
+        *,
+        workflow: str | None = None,
+    ) -> None:
         """Count one verdict of a user.
 
         :param correct: whether the user confirmed the result.
         :param agent: whose result it was, where that is known.
+        :param workflow: else the one that the calling code runs in.
         """
         agent = self.families.labels.admit(semconv.AGENT, agent)
         verdict = semconv.VERDICT_CORRECT if correct else semconv.VERDICT_INCORRECT
         self.families.counter(semconv.M_FEEDBACK, verdict, agent).inc()
         with self._lock:
-            cell = self._verdicts_of(agent)
+            cell = self._verdicts_of(agent, workflow)
             if correct:
                 cell.correct += 1
             else:
@@ -192,10 +220,11 @@ class Recording:
         _require("limit", limit, _LIMITS)
         self.families.counter(semconv.M_TOKEN_LIMIT_HITS, model, limit).inc()
 
-    def _verdicts_of(self, agent: str) -> Cell:
-        """Return the cell of an admitted agent in the current workflow; the caller holds the lock."""
+    def _verdicts_of(self, agent: str, workflow: str | None) -> Cell:
+        """Return the cell of an admitted agent in a workflow, else the current one; the caller holds the lock."""
         running = current()
-        workflow = running.workflow_name if running is not None else None
+        if workflow is None and running is not None:
+            workflow = running.workflow_name
         key = CellKey(Kind.AGENT, self.families.labels.admit(semconv.WORKFLOW, workflow), agent, NONE)
         return self.windows.cell(key)
 

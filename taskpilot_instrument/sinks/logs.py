@@ -13,14 +13,19 @@ from opentelemetry.trace import Span
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.settings import LogLevel, LogProfile, LogTarget
 from taskpilot_instrument.sinks import _log_formats as formats
-from taskpilot_instrument.sinks._log_context import TaskpilotFields, add_taskpilot_fields, current_fields
+from taskpilot_instrument.sinks._log_context import (
+    TaskpilotFields,
+    add_taskpilot_fields,
+    current_fields,
+    fields_of_operation,
+)
 from taskpilot_instrument.sinks._log_formats import to_json
 from taskpilot_instrument.sinks._log_targets import open_target
 from taskpilot_instrument.typing import Clock
@@ -239,6 +244,16 @@ class LogSink:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = (second, text)
         return f"{text}.{rest // _NS_PER_MS:03d}Z"
+
+    def noted(self, event: Event, /) -> None:
+        """Write a decision, a limit hit, a crossed threshold or feedback."""
+        if self._threshold > _LEVELS[event.level]:
+            return
+        around = fields_of_operation(event.operation) if event.operation is not None else {}
+        decided = {names.F_POLICY: event.rule, names.F_DECISION: event.decision, names.F_REASON: event.reason}
+        self._write_event(
+            event.name, event.category, event.level, event.message, {**around, **decided, **event.details}
+        )
 
     # --- other events ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from opentelemetry.trace import set_span_in_context
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.sinks._families import Labels
 from taskpilot_instrument.usage import TokenUsage
 
@@ -62,6 +62,9 @@ class OtelMetricsSink:
 
     def started(self, operation: Operation, /) -> None:
         """Do nothing: only finished calls are measured."""
+
+    def noted(self, event: Event, /) -> None:
+        """Do nothing: the conventions have no metric for it."""
 
     def finished(self, record: Finished, /) -> None:
         """Measure one finished LLM call; other operations are none of a client's."""

@@ -10,7 +10,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.usage import TokenUsage
@@ -84,6 +84,16 @@ class TraceSink:
                     self._write_failure(span, record)
         finally:
             span.end(record.started_at_ns + record.duration_ns)
+
+    def noted(self, event: Event, /) -> None:
+        """Write an event of the span that it belongs to."""
+        if event.operation is None or not event.operation.span.is_recording():
+            return
+        given = {**event.details, names.F_POLICY: event.rule, names.F_DECISION: event.decision}
+        attributes = {name: value for name, value in given.items() if isinstance(value, str | bool | int | float)}
+        if event.reason is not None:
+            attributes[names.F_REASON] = self._clean(event.reason, _MESSAGE_LIMIT)
+        event.operation.span.add_event(event.name, attributes)
 
     def _tags(self, record: Finished) -> dict[str, Any]:
         ids, usage, llm = record.ids, record.usage, record.llm
