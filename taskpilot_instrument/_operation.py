@@ -9,7 +9,7 @@ import gc
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from threading import get_ident
 from types import FrameType, TracebackType
@@ -22,7 +22,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument._totals import Totals
-from taskpilot_instrument.context import Ids, new_ids
+from taskpilot_instrument.context import Ids, new_ids, remote_run
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.pricing import Price
 from taskpilot_instrument.semconv import COST_UNKNOWN, Kind, Outcome
@@ -50,14 +50,21 @@ class Recorder(NamedTuple):
     gates: tuple[Gate, ...] = ()
     #: Asked around each agent run and tool call; None where there is nothing to ask.
     controls: Controls | None = None
+    #: Hear of events and nothing else; may grow while the recorder is in force.
+    listeners: Sequence[Callable[[Event], None]] = ()
 
     def note(self, event: Event) -> None:
-        """Tell every sink of something beside operations."""
+        """Tell every sink and listener of something beside operations."""
         for sink in self.sinks:
             try:
                 sink.noted(event)
             except Exception as error:
                 swallow(sink.where, error)
+        for listener in self.listeners:
+            try:
+                listener(event)
+            except Exception as error:
+                swallow("listener", error)
 
 
 _active: Recorder | None = None
@@ -119,10 +126,13 @@ class Operation:
         found = outer.get(_KEY)
         parent = found if isinstance(found, Operation) else None
         self.opened_workflow: Operation | None = None
-        if kind is Kind.AGENT and (parent is None or parent.workflow_name is None):
+        # Asked only of the outermost: what is beneath it has its parent.
+        remote = remote_run(outer) if parent is None else None
+        around = parent.workflow_name if parent is not None else remote.workflow if remote is not None else None
+        if kind is Kind.AGENT and around is None:
             # Without a workflow around it an agent opens one, so that the decorators alone give golden signals.
             parent = self.opened_workflow = Operation(recorder, Kind.WORKFLOW, name)
-            outer = parent.context
+            outer, around = parent.context, name
         self.recorder = recorder
         self.ids: Ids
         self.context: Context
@@ -133,9 +143,10 @@ class Operation:
         self.attributes = attributes
         self.llm = llm
         self.ids = new_ids(
-            parent.ids if parent is not None else None, request_id=request_id, session_id=session_id, user_id=user_id
-        )
-        self.workflow_name: str | None = parent.workflow_name if parent is not None else None
+            parent.ids if parent is not None else remote.ids if remote is not None else None,
+            request_id=request_id, session_id=session_id, user_id=user_id,
+        )  # fmt: skip
+        self.workflow_name: str | None = around
         self.agent_name: str | None = parent.agent_name if parent is not None else None
         self.totals: Totals | None = None
         if kind is Kind.WORKFLOW:
@@ -348,7 +359,7 @@ class Operation:
             self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name,
             model, self.started_at_ns, max(0, end_ns - self.started_ns), usage, cost, cost_source, error, error_type,
             self.reason, llm, self.input_length, self.output_length, self.input_text, self.output_text,
-            first_chunk, totals.checked if totals is not None else Checked.NO,
+            first_chunk, totals.checked if totals is not None else Checked.NO, self,
         )  # fmt: skip
 
     def runs_around(self) -> Iterator[Totals]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from random import getrandbits
 from typing import Final, NamedTuple
 
+from opentelemetry.context import Context, create_key, set_value
+
 _REQUEST_ID: Final = "request_id"
 #: Under this name structlog keeps the context variable.
 _BOUND_REQUEST_ID: Final = f"structlog_{_REQUEST_ID}"
@@ -23,6 +25,11 @@ def random_request_id() -> str:
 request_id_factory: Callable[[], str] = random_request_id
 
 
+def new_request_id() -> str:
+    """Return a new request id: that bound in structlog's contextvars, else a made one."""
+    return _bound_request_id() or request_id_factory()
+
+
 class Ids(NamedTuple):
     """The ids of one workflow run; nested operations share the same object."""
 
@@ -31,6 +38,30 @@ class Ids(NamedTuple):
     user_id: str | None = None
     #: Experiments that the run takes part in, each with the variant that it was given.
     variants: tuple[tuple[str, str], ...] = ()
+
+
+class RemoteRun(NamedTuple):
+    """A run in another process that this one takes part in.
+
+    :param workflow: its workflow's name; None where only the ids are known.
+    """
+
+    ids: Ids
+    workflow: str | None
+
+
+_REMOTE: Final = create_key("taskpilot-remote-run")
+
+
+def with_remote_run(context: Context, ids: Ids, workflow: str | None) -> Context:
+    """Return a context in which operations without a parent here belong to a run elsewhere."""
+    return set_value(_REMOTE, RemoteRun(ids, workflow), context)
+
+
+def remote_run(context: Context) -> RemoteRun | None:
+    """Return the run elsewhere that a context belongs to."""
+    found = context.get(_REMOTE)
+    return found if isinstance(found, RemoteRun) else None
 
 
 def new_ids(
@@ -54,7 +85,7 @@ def new_ids(
             user_id or parent.user_id,
             parent.variants,
         )
-    return Ids(request_id or _bound_request_id() or request_id_factory(), session_id, user_id)
+    return Ids(request_id or new_request_id(), session_id, user_id)
 
 
 def _bound_request_id() -> str | None:

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
+from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from taskpilot_instrument import _guard, golden, pricing
-from taskpilot_instrument._assembly import assemble
+from taskpilot_instrument._assembly import add_alerts, assemble
 from taskpilot_instrument._delivery import Provider, flush_in_time
 from taskpilot_instrument._operation import Recorder, activate, finish_orphans
 from taskpilot_instrument._streams import abandon_open_streams
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from taskpilot_instrument.alerts import Alert, Callback
     from taskpilot_instrument.patches._patching import Patch
 
 _log = logging.getLogger("taskpilot_instrument")
@@ -84,7 +86,9 @@ class Instrumentation:
             self._meter_provider = _meter_provider(settings)
             prices = _price_book(settings)
             self.parts = assemble(settings, self._clock, prices, self.metrics, opened)
-            sinks: tuple[Sink, ...] = (self.metrics, traces, self.logs, *self._otel_metrics(), *self.parts.sinks)
+            sinks: tuple[Sink, ...] = (
+                *self.parts.watchers, self.metrics, traces, self.logs, *self._otel_metrics(), *self.parts.sinks,
+            )  # fmt: skip
             self._recorder = Recorder(
                 traces,
                 sinks,
@@ -95,6 +99,7 @@ class Instrumentation:
                 frozenset(settings.include_usage_except),
                 self.parts.gates,
                 self.parts.controls,
+                self.parts.listeners,
             )
             self._opened = opened.pop_all()
 
@@ -114,8 +119,7 @@ class Instrumentation:
         with _lock:
             _running.append(self)
             activate(self._recorder)
-            if self.settings.patch_openai:
-                self._patches = _apply_patches()
+            self._patches = _apply_patches(self.settings)
             atexit.register(self._at_exit)
 
     def uninstrument(self) -> None:
@@ -156,6 +160,8 @@ class Instrumentation:
         :param timeout_s: how long it may take, in seconds.
         """
         finish_orphans()
+        if self.parts.alerts is not None:
+            self.parts.alerts.flush()
         flush_metrics = getattr(self._meter_provider, "force_flush", None)
         if flush_metrics is None:
             return self._provider.flush(timeout_s)
@@ -186,6 +192,8 @@ class Instrumentation:
     def _at_exit(self) -> None:
         abandon_open_streams(self._recorder)
         finish_orphans()
+        if self.parts.alerts is not None:
+            self.parts.alerts.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -194,6 +202,30 @@ class Instrumentation:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.shutdown()
+
+    def on_alert(
+        self,
+        callback: "Callback",
+        signal: str,
+        *,
+        above: float | Decimal | None = None,
+        below: float | Decimal | None = None,
+        window: str = "5m",
+        cooldown_s: float = 300.0,
+        min_sample: int = 10,
+        name: str | None = None,
+    ) -> "Alert":
+        """Call a function from now on when a signal is beyond a threshold; see :class:`Alert`, which this makes.
+
+        :raises ConfigurationError: for an argument that is not valid.
+        """
+        from taskpilot_instrument.alerts import Alert
+
+        alert = Alert(callback, signal, above, below, window, cooldown_s, min_sample, name)
+        with _lock:
+            if self in _running:
+                add_alerts(self.parts, (alert,), self._clock, self.metrics, self._opened)
+        return alert
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -303,14 +335,16 @@ def _serve_metrics(port: int, address: str, registry: Any) -> Any:
     return server
 
 
-def _apply_patches() -> "list[Patch]":
+def _apply_patches(settings: Settings) -> "list[Patch]":
     # Imported here: the library works, and imports fast, where openai is not installed.
-    from taskpilot_instrument.patches import openai
+    from taskpilot_instrument.patches import openai, threads
 
-    try:
-        patches = openai.patches()
-    except ImportError:
-        return []
+    patches: list[Patch] = []
+    if settings.patch_openai:
+        with suppress(ImportError):
+            patches += openai.patches()
+    if settings.propagate_threads:
+        patches += threads.patches()
     for patch in patches:
         patch.apply()
     return patches

@@ -250,6 +250,13 @@ class Settings:
         "TASKPILOT_INCLUDE_USAGE_EXCEPT",
         default=(),
     )
+    propagate_threads: bool = _setting(
+        _forms.boolean(),
+        "Carry the current run into `threading.Thread` and thread pools; tasks and `asyncio.to_thread` carry it "
+        "anyway.",
+        "TASKPILOT_PROPAGATE_THREADS",
+        default=False,
+    )
     pricing: Mapping[str, Mapping[str, Any]] | None = _setting(
         _forms.optional(_forms.mapping('a mapping such as {"my-model": {"input": 2.50, "output": 10.00}}')),
         "Prices of your own, USD for a million tokens, asked before the built-in ones.",
