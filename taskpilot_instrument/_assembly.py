@@ -1,11 +1,21 @@
 """Build what acts beside the sinks from the settings: ledger, budgets, limits, policies, guardrails, alerts."""
 
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from taskpilot_instrument._definition import all_of
+from taskpilot_instrument._records import Event
+from taskpilot_instrument._token_watch import TokenWatch
 from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.typing import Clock, Controls, Gate, PriceSource, Sink
+
+if TYPE_CHECKING:
+    from taskpilot_instrument._alerting import Alerts
+    from taskpilot_instrument._spending import Spending
+    from taskpilot_instrument.alerts import Alert
 
 
 @dataclass(slots=True)
@@ -13,8 +23,14 @@ class Parts:
     """What the settings asked for beyond spans, logs and metrics."""
 
     gates: tuple[Gate, ...] = ()
+    #: Sinks that hear of an end before the others: what they note is on the span while it is open.
+    watchers: tuple[Sink, ...] = ()
     sinks: tuple[Sink, ...] = ()
     controls: Controls | None = None
+    #: Hear of events and nothing else.
+    listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    alerts: "Alerts | None" = None
+    spending: "Spending | None" = None
 
 
 def assemble(
@@ -25,5 +41,57 @@ def assemble(
     :param opened: closes the parts again, in the opposite order.
     :raises ConfigurationError: for a definition that is not valid, naming the field.
     """
-    del settings, clock, prices, metrics, opened
-    return Parts()
+    parts = Parts(watchers=(TokenWatch(),))
+    _limit_tokens(parts, settings, clock)
+    if settings.budgets is not None and settings.enabled:
+        add_budgets(parts, settings, clock, prices, metrics, opened)
+    if settings.alerts and settings.enabled:
+        from taskpilot_instrument.alerts import Alert
+
+        add_alerts(parts, all_of(Alert, "alerts", settings.alerts), clock, metrics, opened)
+    return parts
+
+
+def _limit_tokens(parts: Parts, settings: Settings, clock: Clock) -> None:
+    if settings.token_limits is not None:
+        from taskpilot_instrument.limits import TokenLimit, TokenLimits
+
+        limits = TokenLimits(all_of(TokenLimit, "token_limits", settings.token_limits), clock)
+        parts.watchers += (limits,)
+        if limits.blocks:
+            parts.gates += (limits,)
+
+
+def add_budgets(
+    parts: Parts, settings: Settings, clock: Clock, prices: PriceSource, metrics: MetricsBackend, opened: ExitStack
+) -> "Spending":
+    """Hold calls against the budgets of the settings."""
+    from taskpilot_instrument._budget_file import budgets_from
+    from taskpilot_instrument._spending import Spending
+    from taskpilot_instrument.sinks._budget_gauges import BudgetGauges
+    from taskpilot_instrument.sinks.ledger import open_ledger
+
+    budgets = budgets_from(settings.budgets or ())
+    spending = Spending(budgets, open_ledger(settings.ledger), prices, clock, unavailable=settings.ledger_unavailable)
+    opened.callback(spending.close)
+    gauges = BudgetGauges(spending)
+    metrics.registry.register(gauges)
+    opened.callback(metrics.registry.unregister, gauges)
+    parts.spending = spending
+    parts.gates += (spending,)
+    parts.watchers += (spending,)
+    return spending
+
+
+def add_alerts(
+    parts: Parts, alerts: "Iterable[Alert]", clock: Clock, metrics: MetricsBackend, opened: ExitStack
+) -> None:
+    """Look after these alerts too."""
+    if parts.alerts is None:
+        from taskpilot_instrument._alerting import Alerts
+
+        parts.alerts = Alerts(metrics, clock)
+        parts.listeners.append(parts.alerts.noted)
+        opened.callback(parts.alerts.close)
+    for alert in alerts:
+        parts.alerts.add(alert)

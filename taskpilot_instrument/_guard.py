@@ -36,6 +36,15 @@ def swallow(where: str, error: Exception) -> None:
     """
     if policy.reraise:
         raise error
+    if count(where):
+        _report(where, type(error).__name__)
+
+
+def count(where: str) -> bool:
+    """Count something that went wrong at a place; tell whether it was the first time there.
+
+    :param where: as in :func:`swallow`.
+    """
     with _lock:
         _counts[where] += 1
         first = _counts[where] == 1
@@ -45,8 +54,7 @@ def swallow(where: str, error: Exception) -> None:
             listener(where)
         except Exception:
             _log.debug("guard listener failed", exc_info=True)
-    if first:
-        _report(where, type(error).__name__)
+    return first
 
 
 def _report(where: str, kind: str) -> None:

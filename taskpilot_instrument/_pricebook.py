@@ -205,6 +205,13 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
     return None, _NEVER
 
 
+def context_window(lookup: Lookup) -> int | None:
+    """Return how many tokens the model takes in one call, input and output together; None where nobody says so."""
+    for _, model in _found(lookup):
+        return model.context_window
+    return None
+
+
 @cache
 def table() -> "list[Provider]":
     """Import the price table: it takes a while, so not before it is needed. It is never fetched."""

@@ -136,3 +136,5 @@ class Finished(NamedTuple):
     time_to_first_chunk_ns: int | None
     #: Of runs: whether policies or guardrails were asked about them, and whether one of these checks failed.
     checked: Checked = Checked.NO
+    #: What finished, for events about it; None on a record that was made by hand.
+    operation: "Operation | None" = None

@@ -182,7 +182,7 @@ def _notes_of(operation: Operation, llm: LLMCall, read_chunk: Callable[[Any], No
 def abandon_open_streams(recorder: Recorder) -> None:
     """Finish every stream that is still open under a recorder, as a process does before it exits."""
     for watch in list(_open_watches):
-        if watch.operation.recorder is recorder:
+        if watch.operation.recorder.spans is recorder.spans:  # it may have got a gate since
             _collected(watch)
 
 

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from taskpilot_instrument import _guard, golden, pricing
-from taskpilot_instrument._assembly import add_alerts, assemble
+from taskpilot_instrument._assembly import add_alerts, add_budgets, assemble
 from taskpilot_instrument._delivery import Provider, flush_in_time
-from taskpilot_instrument._operation import Recorder, activate, finish_orphans
+from taskpilot_instrument._operation import Recorder, activate, active, finish_orphans
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from taskpilot_instrument._spending import Spending
     from taskpilot_instrument.alerts import Alert, Callback
+    from taskpilot_instrument.budgets import Budget, BudgetStatus
     from taskpilot_instrument.patches._patching import Patch
 
 _log = logging.getLogger("taskpilot_instrument")
@@ -260,6 +262,36 @@ class Instrumentation:
         """
         finish_orphans()
         return golden.compute(self.metrics, window=window, workflow=workflow, agent=agent, model=model)
+
+    def add_budget(self, budget: "Budget") -> None:
+        """Hold further calls against one more budget.
+
+        :raises ConfigurationError: where it is none, or its name is taken.
+        :raises LedgerError: where the ledger cannot be opened.
+        """
+        with _lock:
+            if self.parts.spending is None:
+                self._extend(
+                    add_budgets(
+                        self.parts, self.settings, self._clock, self._recorder.prices, self.metrics, self._opened
+                    )
+                )
+            assert self.parts.spending is not None  # noqa: S101 - add_budgets() has put it there
+            self.parts.spending.add(budget)
+
+    def _extend(self, spending: "Spending") -> None:
+        before = self._recorder
+        self._recorder = before._replace(gates=(*before.gates, spending), sinks=(spending, *before.sinks))
+        if active() is before:
+            activate(self._recorder)
+
+    def budgets(self) -> "tuple[BudgetStatus, ...]":
+        """Return how every budget stands in its current window; of one with ``*`` each account that was charged.
+
+        :raises LedgerError: where the ledger cannot be reached.
+        """
+        finish_orphans()
+        return self.parts.spending.status() if self.parts.spending is not None else ()
 
     def health(self) -> Health:
         """Report how well the instrumentation itself is doing."""

@@ -8,6 +8,7 @@ from opentelemetry.trace import INVALID_SPAN
 from taskpilot_instrument._bodies import as_object
 from taskpilot_instrument._operation import active, current
 from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._token_watch import watch
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.patches._openai_response import read_response
@@ -53,33 +54,33 @@ def track_llm_metrics(
                 around.totals.add(call, price)
             around = around.parent
     around = current()
-    metrics.record_call(
-        Finished(
-            kind=Kind.LLM,
-            name=call.operation,
-            outcome=Outcome.SUCCESS,
-            span=INVALID_SPAN,
-            ids=Ids(""),
-            attributes=None,
-            workflow=around.workflow_name if around is not None else None,
-            agent=agent_name,
-            model=call.model,
-            started_at_ns=0,
-            duration_ns=0,
-            usage=call.usage,
-            cost=price.usd if price is not None else None,
-            cost_source=price.source if price is not None else COST_UNKNOWN,
-            error=None,
-            error_type=None,
-            reason=None,
-            llm=call,
-            input_length=None,
-            output_length=None,
-            input_text=None,
-            output_text=None,
-            time_to_first_chunk_ns=None,
-        )
+    record = Finished(
+        kind=Kind.LLM,
+        name=call.operation,
+        outcome=Outcome.SUCCESS,
+        span=INVALID_SPAN,
+        ids=Ids(""),
+        attributes=None,
+        workflow=around.workflow_name if around is not None else None,
+        agent=agent_name,
+        model=call.model,
+        started_at_ns=0,
+        duration_ns=0,
+        usage=call.usage,
+        cost=price.usd if price is not None else None,
+        cost_source=price.source if price is not None else COST_UNKNOWN,
+        error=None,
+        error_type=None,
+        reason=None,
+        llm=call,
+        input_length=None,
+        output_length=None,
+        input_text=None,
+        output_text=None,
+        time_to_first_chunk_ns=None,
     )
+    metrics.record_call(record)
+    watch(record, call, around, recorder.note if recorder is not None and metrics in recorder.sinks else metrics.noted)
     return float(price.usd) if price is not None else None
 
 

@@ -197,3 +197,40 @@ def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
         except (URLError, OSError):
             time.sleep(0.05)
     return False
+
+
+class RedisServer:
+    """A real Redis of a test's own, which can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = binary("redis-server")
+        self._folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers; what an earlier one kept is there again."""
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--appendonly", "yes"]
+        self._process = subprocess.Popen([self._program, *options], stdout=subprocess.DEVNULL)
+        wait_for("answer of redis-server", self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Stop it."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None

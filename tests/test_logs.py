@@ -25,6 +25,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from taskpilot_instrument import _guard
 from taskpilot_instrument._operation import Operation, Recorder
 from taskpilot_instrument._records import LLMCall
+from taskpilot_instrument._token_watch import TokenWatch
 from taskpilot_instrument.errors import BlockedError, ConfigurationError
 from taskpilot_instrument.pricing import Price
 from taskpilot_instrument.redaction import MARKER
@@ -91,7 +92,7 @@ class Bench:
         self.stream = io.StringIO()
         self.sink = LogSink(self.stream if target is None else target, clock=self.time.clock, **arguments)
         sink: Sink = self.sink
-        self.recorder = Recorder(spans or Spans(), (sink,), Prices(), self.time.clock)
+        self.recorder = Recorder(spans or Spans(), (TokenWatch(), sink), Prices(), self.time.clock)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -335,16 +336,18 @@ def test_reason_of_a_failed_run_is_written(bench: Bench) -> None:
 
 @pytest.mark.parametrize("finish_reason", ["length", "max_tokens", "max_output_tokens"])
 def test_an_answer_cut_off_at_the_token_limit_gives_a_warning(bench: Bench, finish_reason: str) -> None:
-    """A second line warns; it repeats neither tokens nor cost, so that a sum over all lines of calls is right."""
+    """A line of its own warns; it repeats neither tokens nor cost, so that a sum over all lines of calls is right."""
     operation = bench.call(usage=TokenUsage(150, 50))
     assert operation.llm is not None
     operation.llm.finish_reasons = ("stop", finish_reason)
     operation.finish()
 
-    assert ["llm.called", "token_limit.exceeded"] == [line["event_name"] for line in bench.lines]
-    assert ("WARNING", "error") == (bench.line["level"], bench.line["category"])
-    assert "[ERROR] chat gpt-4o-mini stopped at the token limit" == bench.line["message"]
-    assert {"cost_usd", "input_tokens", "output_tokens"}.isdisjoint(bench.line)
+    warning, called = bench.lines
+    assert ("token_limit.exceeded", "llm.called") == (warning["event_name"], called["event_name"])
+    assert ("WARNING", "error") == (warning["level"], warning["category"])
+    assert "[ERROR] chat gpt-4o-mini stopped at the token limit" == warning["message"]
+    assert ("gpt-4o-mini", "finish_length") == (warning["model"], warning["reason"])
+    assert {"cost_usd", "input_tokens", "output_tokens"}.isdisjoint(warning)
 
 
 @pytest.mark.parametrize(

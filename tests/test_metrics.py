@@ -140,14 +140,6 @@ def test_only_billable_calls_count_as_unpriced(
     assert unpriced == total(backend, semconv.M_LLM_UNPRICED)
 
 
-@pytest.mark.parametrize("reason", ["length", "max_tokens", "max_output_tokens"])
-def test_an_answer_cut_off_counts_as_a_token_limit_hit(backend: MetricsBackend, reason: str) -> None:
-    """Each API's word for it is understood."""
-    backend.finished(llm_call(finish_reasons=("stop", reason)))
-    backend.finished(llm_call(finish_reasons=("stop",)))
-    assert 1.0 == sample(backend, semconv.M_TOKEN_LIMIT_HITS, model="gpt-4o-mini", limit="finish_length")
-
-
 def test_exemplars_only_where_the_trace_exists() -> None:
     """A workflow duration points to its trace, unless sampling dropped that."""
     for sampled in (True, False):

@@ -124,8 +124,6 @@ class Recording:
         unpriced = cost is None and (llm.billable or usage is not None)
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
-        if llm.finish_reasons and not semconv.TOKEN_LIMIT_FINISH_REASONS.isdisjoint(llm.finish_reasons):
-            self.record_token_limit_hit(cell_key.model, semconv.LIMIT_FINISH_LENGTH)
         with self._lock:
             cell = self.windows.cell(cell_key)
             cell.runs += 1

@@ -4,132 +4,57 @@ Money is whole pico-dollars (10⁻¹² USD): every published price per token is 
 integers are exact in SQLite, in Redis and in Python.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
-from typing import Final, NamedTuple, Protocol
+import os
+from pathlib import Path
+from typing import Final, cast
 
-PICO_PER_USD: Final = 10**12
+from taskpilot_instrument.sinks._ledger_circuit import Circuit
+from taskpilot_instrument.sinks._ledger_memory import MemoryLedger
+from taskpilot_instrument.sinks._ledger_records import (
+    PICO_PER_USD,
+    Claim,
+    Ledger,
+    Rollup,
+    RunLink,
+    Standing,
+    Vote,
+    to_pico,
+    to_usd,
+)
+
+__all__ = [
+    "PICO_PER_USD", "Claim", "Ledger", "Rollup", "RunLink", "Standing", "Vote", "default_path", "open_ledger",
+    "to_pico", "to_usd",
+]  # fmt: skip
 
 
-class Claim(NamedTuple):
-    """What one budget is asked to hold, or was charged.
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
-    :param account: whose money: a budget and the value of its scope.
-    :param period: which window of it, such as ``2026-11-25``; each period is counted by itself.
-    :param amount: pico-dollars.
-    :param limit: pico-dollars that spent and reserved together may reach; None where only counted.
+
+def open_ledger(where: object = None) -> Ledger:
+    """Open a ledger; one that cannot be reached fails at once instead of slowing every call.
+
+    :param where: the path of a SQLite file, ``redis://…`` (``rediss://``, ``unix://``), ``memory``, or a ledger of
+        your own; None takes ``taskpilot/ledger.db`` in the user's state folder (``$XDG_STATE_HOME``, else
+        ``~/.local/state``).
+    :raises ConfigurationError: where the package ``redis`` is missing, or the URL cannot be read.
+    :raises LedgerError: where the file cannot be opened.
     """
+    if where == "memory":
+        return MemoryLedger()
+    if where is not None and not isinstance(where, str | Path):
+        return cast("Ledger", Circuit(cast("Ledger", where)))
+    if isinstance(where, str) and where.startswith(_SCHEMES):
+        from taskpilot_instrument.sinks._ledger_redis import RedisLedger
 
-    account: str
-    period: str
-    amount: int
-    limit: int | None = None
+        return cast("Ledger", Circuit(RedisLedger(where)))
+    from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 
-
-class Standing(NamedTuple):
-    """How an account stands in one period, in pico-dollars."""
-
-    account: str
-    period: str
-    spent: int
-    reserved: int
+    path = default_path() if where is None else Path(str(where).removeprefix("sqlite://")).expanduser()
+    return cast("Ledger", Circuit(SqliteLedger(path)))
 
 
-class RunLink(NamedTuple):
-    """What feedback has to know of a run to be counted in the right series."""
-
-    request_id: str
-    trace_id: str | None
-    span_id: str | None
-    workflow: str | None
-    agent: str | None
-    model: str | None
-    variants: tuple[tuple[str, str], ...]
-    at_s: float
-
-
-class Vote(NamedTuple):
-    """One user's verdict on one run; a later one with the same id takes its place."""
-
-    id: str
-    request_id: str | None
-    trace_id: str | None
-    correct: bool
-    user: str | None
-    comment: str | None
-    score: float | None
-    at_s: float
-    agent: str | None = None
-    workflow: str | None = None
-    linked: bool = False
-
-
-class Rollup(NamedTuple):
-    """Figures of one hour under one key, for reports.
-
-    :param hour: seconds since 1970 of its beginning.
-    :param key: dimensions as sorted ``name=value`` pairs, such as ``agent=PlannerAgent|model=gpt-4o-mini``.
-    :param figures: whole numbers by name; adding two roll-ups of one hour and key adds them.
-    """
-
-    hour: int
-    key: str
-    figures: Mapping[str, int]
-
-
-class Ledger(Protocol):
-    """Keep accounts, votes, runs and roll-ups; every method is safe from any thread and process.
-
-    Each method raises :class:`LedgerError` where the store cannot be reached in time.
-    """
-
-    def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
-        """Hold all claims or none of them, in one step.
-
-        :param reservation: a new id.
-        :param lease_s: after so many seconds the reservation no longer counts: its holder died.
-        :return: None where all are held; else the standing of the first account that would pass its limit.
-        """
-
-    def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
-        """Free a reservation and add what was really spent, in one step, also where its lease has run out.
-
-        A second settlement of the same reservation changes nothing. Return how each charged account stands.
-        """
-
-    def standings(self, accounts: Iterable[tuple[str, str]], now_s: float) -> tuple[Standing, ...]:
-        """Return how accounts stand in given periods, in their order; an unknown one stands at zero."""
-
-    def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
-        """Return the accounts with this prefix that were touched in a period."""
-
-    def put_vote(self, vote: Vote) -> Vote | None:
-        """Keep a vote; return the one that it replaces. An equal replay changes nothing."""
-
-    def votes(self, since_s: float, until_s: float) -> tuple[Vote, ...]:
-        """Return the votes given in a stretch of time, oldest first."""
-
-    def put_runs(self, runs: Sequence[RunLink]) -> None:
-        """Keep links of finished runs."""
-
-    def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
-        """Return the latest run with this id."""
-
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
-
-    def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
-        """Return the figures of every hour that begins in a stretch of time."""
-
-    def close(self) -> None:
-        """Give the store back."""
-
-
-def to_pico(usd: Decimal) -> int:
-    """Return USD in pico-dollars, rounded up: nothing spent is lost."""
-    return -int((-usd * PICO_PER_USD).to_integral_value(rounding="ROUND_FLOOR"))
-
-
-def to_usd(pico: int) -> Decimal:
-    """Return pico-dollars in USD, exactly."""
-    return Decimal(pico).scaleb(-12)
+def default_path() -> Path:
+    """Return where the ledger of a machine is unless another place is named."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "taskpilot" / "ledger.db"

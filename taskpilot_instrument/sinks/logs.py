@@ -136,19 +136,11 @@ class LogSink:
         self._write(pieces)
 
     def finished(self, record: Finished) -> None:
-        """Write the end of an operation, and a warning where its answer was cut off at a token limit."""
+        """Write the end of an operation."""
         level = _LEVEL_OF[record.outcome]
         if self._threshold <= _LEVELS[level]:
             message, event, category = self._words(record)
             self._write(self._line(record, level, message, event, category))
-        call = record.llm
-        if call is None or names.TOKEN_LIMIT_FINISH_REASONS.isdisjoint(call.finish_reasons):
-            return
-        if self._threshold <= logging.WARNING:
-            message = f"[ERROR] {_subject(record)} stopped at the token limit"
-            # The call's own line has tokens and cost; added up in a search they must not count twice.
-            record = record._replace(cost=None, cost_source=None, usage=None)
-            self._write(self._line(record, _WARNING, message, names.E_TOKEN_LIMIT_EXCEEDED, names.CATEGORY_ERROR))
 
     def _words(self, record: Finished) -> tuple[str, str, str]:
         """Return message, event name and category."""

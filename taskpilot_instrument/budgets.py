@@ -1,0 +1,152 @@
+"""Budgets: how much may be spent, asked before each LLM call is sent and told what it cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple, get_args
+from zoneinfo import ZoneInfo
+
+from taskpilot_instrument import semconv
+from taskpilot_instrument._budget_windows import WINDOWS, Window, WindowName, window_at
+from taskpilot_instrument._forms import did_you_mean
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.sinks.ledger import to_pico
+
+OnExceed = Literal["warn", "block"]
+OnUnpriced = Literal["allow", "block"]
+
+USER: Final = "user"
+#: What a budget can be narrowed to.
+SCOPES: Final = (semconv.AGENT, semconv.MODEL, semconv.WORKFLOW, USER, semconv.EXPERIMENT, semconv.VARIANT)
+_EACH: Final = "*"
+#: Above this, pico-dollars would not fit into the integers of SQLite and Redis.
+_MOST_USD: Final = 9_000_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Say how much may be spent in each window of time.
+
+    :param name: unique; a label of the metrics.
+    :param limit_usd: USD in one window; a float means the decimal that it prints as.
+    :param window: ``hour``, ``day``, ``week``, ``month`` (of the calendar, in ``timezone``) or ``total``.
+    :param timezone: IANA name, such as ``Europe/Berlin``; windows begin at its midnight.
+    :param scope: which calls count: any of ``agent``, ``model``, ``workflow``, ``user``, ``experiment``, ``variant``,
+        each a value, or ``*`` for an account of its own for each value. Without one, all calls.
+    :param soft_ratio: share of the limit at which a warning is due, above 0 and at most 1.
+    :param on_exceed: ``warn`` lets the call go, ``block`` raises :class:`BudgetExceededError` before it is sent.
+    :param on_unpriced: whether a call whose model has no price goes; with ``block`` it is refused.
+    :param assumed_output_tokens: output tokens that are reserved for a call which sets no limit of its own.
+    :raises ConfigurationError: for a value that is not valid, naming the field.
+    """
+
+    name: str
+    limit_usd: Decimal | float | str
+    window: WindowName = "day"
+    timezone: str = "UTC"
+    scope: Mapping[str, str] = field(default_factory=dict)
+    soft_ratio: float = 0.8
+    on_exceed: OnExceed = "warn"
+    on_unpriced: OnUnpriced = "allow"
+    assumed_output_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ConfigurationError(f"Budget(name=…) takes a non-empty string, not {self.name!r}")
+        object.__setattr__(self, "limit_usd", self._amount(self.limit_usd))
+        self._one_of("window", self.window, WINDOWS)
+        self._one_of("on_exceed", self.on_exceed, get_args(OnExceed))
+        self._one_of("on_unpriced", self.on_unpriced, get_args(OnUnpriced))
+        object.__setattr__(self, "scope", self._scope(self.scope))
+        try:
+            self.zone  # noqa: B018 - looked up now, so that a wrong name is told at the start
+        except (KeyError, ValueError, OSError, TypeError):
+            raise self._wrong("timezone", self.timezone, "an IANA name such as 'UTC' or 'Europe/Berlin'") from None
+        ratio = self.soft_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise self._wrong("soft_ratio", ratio, "a share above 0 and at most 1, such as 0.8")
+        tokens = self.assumed_output_tokens
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise self._wrong("assumed_output_tokens", tokens, "a number of tokens, 1 or more")
+
+    def _wrong(self, name: str, value: object, expected: str) -> ConfigurationError:
+        return ConfigurationError(f"Budget({self.name!r}): {name}={value!r}: expected {expected}")
+
+    def _one_of(self, name: str, value: object, words: tuple[str, ...]) -> None:
+        if value not in words:
+            raise self._wrong(name, value, f"one of {', '.join(words)}{did_you_mean(value, words)}")
+
+    def _amount(self, value: object) -> Decimal:
+        expected = f"USD above 0 and at most {_MOST_USD:,}, such as 25 or '0.50'"
+        is_number = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
+        try:
+            amount = Decimal(str(value) if is_number else "NaN")
+        except InvalidOperation:
+            raise self._wrong("limit_usd", value, expected) from None
+        if not amount.is_finite() or not 0 < amount <= _MOST_USD:
+            raise self._wrong("limit_usd", value, expected)
+        return amount
+
+    def _scope(self, scope: object) -> Mapping[str, str]:
+        if not isinstance(scope, Mapping):
+            raise self._wrong("scope", scope, 'a mapping such as {"agent": "PlannerAgent"} or {"user": "*"}')
+        for name, value in scope.items():
+            if name not in SCOPES:
+                raise self._wrong("scope", name, f"any of {', '.join(SCOPES)} as its keys{did_you_mean(name, SCOPES)}")
+            if not isinstance(value, str) or not value:
+                raise self._wrong("scope", value, f"text for {name!r}: a value, or '*' for each value by itself")
+        return MappingProxyType({name: scope[name] for name in SCOPES if name in scope})
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        """The time zone."""
+        return ZoneInfo(self.timezone)
+
+    @cached_property
+    def limit_pico(self) -> int:
+        """The limit in pico-dollars."""
+        return to_pico(Decimal(self.limit_usd))
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its accounts begin with."""
+        return f"{self.name}|"
+
+    def window_at(self, at_s: float) -> Window:
+        """Return the window that an instant, in seconds since 1970, falls into."""
+        return window_at(self.window, self.zone, at_s)
+
+    def account_of(self, values: Mapping[str, str | None]) -> str | None:
+        """Return the account that a call is charged to; None where the budget does not speak of it.
+
+        :param values: what the call is, by the names of :data:`SCOPES`.
+        """
+        parts = []
+        for name, wanted in self.scope.items():
+            value = values.get(name)
+            if value is None or wanted not in {_EACH, value}:
+                return None
+            parts.append(f"{name}={value}")
+        return self.prefix + "|".join(parts)
+
+
+class BudgetStatus(NamedTuple):
+    """How one account of a budget stands in its current window; money is exact USD.
+
+    :param account: the values of its scope, such as ``user=u-1``; empty without a scope.
+    :param ratio: spent and reserved, as a share of the limit.
+    :param resets_at: when the window ends; None where it never does.
+    """
+
+    name: str
+    window: str
+    account: str
+    spent_usd: Decimal
+    reserved_usd: Decimal
+    limit_usd: Decimal
+    ratio: float
+    resets_at: datetime | None
+    on_exceed: str

@@ -1,0 +1,135 @@
+"""The ledger in memory: for tests, and for a single process whose budgets may begin anew with it."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, Standing, Vote
+
+_MOST: Final = 100_000
+K = TypeVar("K")
+V = TypeVar("V")
+_Key = tuple[str, str]
+
+
+class MemoryLedger:
+    """Keep everything in dictionaries under one lock; the oldest is dropped where there is too much."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spent: OrderedDict[_Key, int] = OrderedDict()
+        self._held: dict[str, tuple[float, tuple[Claim, ...]]] = {}
+        self._settled: OrderedDict[str, None] = OrderedDict()
+        self._votes: OrderedDict[str, Vote] = OrderedDict()
+        self._runs: OrderedDict[str, RunLink] = OrderedDict()
+        self._rollups: OrderedDict[tuple[int, str], dict[str, int]] = OrderedDict()
+
+    def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
+        """Hold all claims or none of them."""
+        with self._lock:
+            reserved = self._reserved(now_s)
+            for claim in claims:
+                key = (claim.account, claim.period)
+                spent, held = self._spent.get(key, 0), reserved.get(key, 0)
+                if claim.limit is not None and spent + held + claim.amount > claim.limit:
+                    return Standing(*key, spent, held)
+            self._held[reservation] = (now_s + lease_s, tuple(claims))
+        return None
+
+    def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
+        """Free a reservation and add what was spent, once."""
+        with self._lock:
+            self._held.pop(reservation, None)
+            if reservation not in self._settled:
+                _keep(self._settled, reservation, None)
+                for charge in charges:
+                    key = (charge.account, charge.period)
+                    _keep(self._spent, key, self._spent.get(key, 0) + charge.amount)
+            return self._standings([(charge.account, charge.period) for charge in charges], now_s)
+
+    def standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
+        """Return how accounts stand."""
+        with self._lock:
+            return self._standings(accounts, now_s)
+
+    def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
+        """Return the accounts with this prefix that were touched in a period."""
+        with self._lock:
+            held = [claim[:2] for _, claims in self._held.values() for claim in claims]
+            found = {account for account, within in (*self._spent, *held) if within == period}
+        return tuple(sorted(account for account in found if account.startswith(prefix)))
+
+    def _reserved(self, now_s: float) -> dict[_Key, int]:
+        reserved: dict[_Key, int] = {}
+        for reservation, (until, claims) in list(self._held.items()):
+            if until <= now_s:
+                del self._held[reservation]
+                continue
+            for claim in claims:
+                key = (claim.account, claim.period)
+                reserved[key] = reserved.get(key, 0) + claim.amount
+        return reserved
+
+    def _standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
+        reserved = self._reserved(now_s)
+        return tuple(Standing(*key, self._spent.get(key, 0), reserved.get(key, 0)) for key in accounts)
+
+    # --- feedback, runs, history ------------------------------------------------------------------
+
+    def put_vote(self, vote: Vote) -> Vote | None:
+        """Keep a vote; return the one that it replaces."""
+        with self._lock:
+            before = self._votes.get(vote.id)
+            _keep(self._votes, vote.id, vote)
+        return before
+
+    def votes(self, since_s: float, until_s: float) -> tuple[Vote, ...]:
+        """Return the votes given in a stretch of time."""
+        with self._lock:
+            found = [vote for vote in self._votes.values() if since_s <= vote.at_s < until_s]
+        return tuple(sorted(found, key=lambda vote: vote.at_s))
+
+    def put_runs(self, runs: Sequence[RunLink]) -> None:
+        """Keep links of finished runs."""
+        with self._lock:
+            for run in runs:
+                self._runs.pop(run.request_id, None)
+                _keep(self._runs, run.request_id, run)
+
+    def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
+        """Return the latest run with this id."""
+        with self._lock:
+            if request_id is not None:
+                return self._runs.get(request_id)
+            return next((run for run in reversed(self._runs.values()) if run.trace_id == trace_id), None)
+
+    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours."""
+        with self._lock:
+            for hour, key, figures in rollups:
+                known = self._rollups.get((hour, key), {})
+                _keep(
+                    self._rollups,
+                    (hour, key),
+                    known | {name: known.get(name, 0) + amount for name, amount in figures.items()},
+                )
+
+    def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
+        """Return the figures of every hour that begins in a stretch of time."""
+        with self._lock:
+            found = [
+                Rollup(hour, key, dict(figures))
+                for (hour, key), figures in self._rollups.items()
+                if since_s <= hour < until_s
+            ]
+        return tuple(sorted(found, key=lambda rollup: rollup[:2]))
+
+    def close(self) -> None:
+        """Do nothing: it goes with the process."""
+
+
+def _keep(kept: "OrderedDict[K, V]", key: K, value: V) -> None:
+    kept[key] = value
+    if len(kept) > _MOST:
+        kept.popitem(last=False)

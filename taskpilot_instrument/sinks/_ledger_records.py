@@ -1,0 +1,131 @@
+"""What a ledger keeps, and what can be asked of one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Final, NamedTuple, Protocol
+
+PICO_PER_USD: Final = 10**12
+
+
+class Claim(NamedTuple):
+    """What one budget is asked to hold, or was charged.
+
+    :param account: whose money: a budget and the value of its scope.
+    :param period: which window of it, such as ``2026-11-25``; each period is counted by itself.
+    :param amount: pico-dollars.
+    :param limit: pico-dollars that spent and reserved together may reach; None where only counted.
+    """
+
+    account: str
+    period: str
+    amount: int
+    limit: int | None = None
+
+
+class Standing(NamedTuple):
+    """How an account stands in one period, in pico-dollars."""
+
+    account: str
+    period: str
+    spent: int
+    reserved: int
+
+
+class RunLink(NamedTuple):
+    """What feedback has to know of a run to be counted in the right series."""
+
+    request_id: str
+    trace_id: str | None
+    span_id: str | None
+    workflow: str | None
+    agent: str | None
+    model: str | None
+    variants: tuple[tuple[str, str], ...]
+    at_s: float
+
+
+class Vote(NamedTuple):
+    """One user's verdict on one run; a later one with the same id takes its place."""
+
+    id: str
+    request_id: str | None
+    trace_id: str | None
+    correct: bool
+    user: str | None
+    comment: str | None
+    score: float | None
+    at_s: float
+    agent: str | None = None
+    workflow: str | None = None
+    linked: bool = False
+
+
+class Rollup(NamedTuple):
+    """Figures of one hour under one key, for reports.
+
+    :param hour: seconds since 1970 of its beginning.
+    :param key: dimensions as sorted ``name=value`` pairs, such as ``agent=PlannerAgent|model=gpt-4o-mini``.
+    :param figures: whole numbers by name; adding two roll-ups of one hour and key adds them.
+    """
+
+    hour: int
+    key: str
+    figures: Mapping[str, int]
+
+
+class Ledger(Protocol):
+    """Keep accounts, votes, runs and roll-ups; every method is safe from any thread and process.
+
+    Each method raises :class:`LedgerError` where the store cannot be reached in time.
+    """
+
+    def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
+        """Hold all claims or none of them, in one step.
+
+        :param reservation: a new id.
+        :param lease_s: after so many seconds the reservation no longer counts: its holder died.
+        :return: None where all are held; else the standing of the first account that would pass its limit.
+        """
+
+    def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
+        """Free a reservation and add what was really spent, in one step, also where its lease has run out.
+
+        A second settlement of the same reservation changes nothing. Return how each charged account stands.
+        """
+
+    def standings(self, accounts: Iterable[tuple[str, str]], now_s: float) -> tuple[Standing, ...]:
+        """Return how accounts stand in given periods, in their order; an unknown one stands at zero."""
+
+    def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
+        """Return the accounts with this prefix that were touched in a period."""
+
+    def put_vote(self, vote: Vote) -> Vote | None:
+        """Keep a vote; return the one that it replaces. An equal replay changes nothing."""
+
+    def votes(self, since_s: float, until_s: float) -> tuple[Vote, ...]:
+        """Return the votes given in a stretch of time, oldest first."""
+
+    def put_runs(self, runs: Sequence[RunLink]) -> None:
+        """Keep links of finished runs."""
+
+    def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
+        """Return the latest run with this id."""
+
+    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours."""
+
+    def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
+        """Return the figures of every hour that begins in a stretch of time."""
+
+    def close(self) -> None:
+        """Give the store back."""
+
+
+def to_pico(usd: Decimal) -> int:
+    """Return USD in pico-dollars, rounded up: nothing spent is lost."""
+    return -int((-usd * PICO_PER_USD).to_integral_value(rounding="ROUND_FLOOR"))
+
+
+def to_usd(pico: int) -> Decimal:
+    """Return pico-dollars in USD, exactly."""
+    return Decimal(pico).scaleb(-12)
