@@ -45,11 +45,34 @@ def assemble(
     _limit_tokens(parts, settings, clock)
     if settings.budgets is not None and settings.enabled:
         add_budgets(parts, settings, clock, prices, metrics, opened)
+    _check_runs(parts, settings, clock)
     if settings.alerts and settings.enabled:
         from taskpilot_instrument.alerts import Alert
 
         add_alerts(parts, all_of(Alert, "alerts", settings.alerts), clock, metrics, opened)
     return parts
+
+
+def _check_runs(parts: Parts, settings: Settings, clock: Clock) -> None:
+    """Build what agents and tools are checked by."""
+    runaway = None
+    if settings.runaway is not None:
+        from taskpilot_instrument.runaway import Runaway, RunawayDetector
+
+        for each in all_of(Runaway, "runaway", settings.runaway):
+            runaway = RunawayDetector(each, clock)
+            parts.watchers += (runaway,)
+            parts.gates += (runaway,)
+    if settings.policies or settings.guardrails or runaway is not None:
+        from taskpilot_instrument._checks import Checks
+        from taskpilot_instrument.guardrails import guardrails_of
+        from taskpilot_instrument.policy import policies_of
+
+        parts.controls = Checks(
+            policies_of(settings.policies),
+            guardrails_of(settings.guardrails),
+            () if runaway is None else (runaway,),
+        )
 
 
 def _limit_tokens(parts: Parts, settings: Settings, clock: Clock) -> None:

@@ -362,6 +362,14 @@ class Operation:
             first_chunk, totals.checked if totals is not None else Checked.NO, self,
         )  # fmt: skip
 
+    @property
+    def outermost(self) -> "Operation":
+        """The workflow or agent run that has no other around it, in this process."""
+        above = self
+        while above.parent is not None:
+            above = above.parent
+        return above
+
     def runs_around(self) -> Iterator[Totals]:
         """Yield the totals of every run that this is part of, innermost first."""
         above = self.parent

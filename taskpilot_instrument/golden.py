@@ -91,6 +91,51 @@ class GoldenSignals:
         return self.sample.violations
 
     @property
+    def checked_runs(self) -> int:
+        """Runs that policies or guardrails were asked about."""
+        return self.sample.checked
+
+    @property
+    def check_failed_runs(self) -> int:
+        """Runs in which a policy or guardrail could not be asked."""
+        return self.sample.check_failed
+
+    @property
+    def unchecked_runs(self) -> float:
+        """Runs about which nothing was asked: their violations, if any, are not known."""
+        return self.sample.runs - self.sample.checked - self.sample.check_failed
+
+    @property
+    def policy_violation_rate_of_checked_percent(self) -> float | None:
+        """Violations in percent of the runs that were checked; None where none was."""
+        return _signals.violation_rate_of_checked(self.sample)
+
+    @property
+    def wasted_cost_usd(self) -> float:
+        """Known spend on LLM calls that failed, were cancelled or abandoned; a part of :attr:`total_cost_usd`."""
+        return float(self.sample.wasted_usd)
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Tokens of these calls, input and output."""
+        return self.sample.wasted_tokens
+
+    @property
+    def wasted_calls(self) -> int:
+        """How many such calls there were, of those that may have cost something."""
+        return self.sample.wasted_calls
+
+    @property
+    def retries(self) -> int:
+        """Attempts that the client made again, beyond the first of each call."""
+        return self.sample.retries
+
+    @property
+    def waste_percent(self) -> float | None:
+        """Wasted spend in percent of all known spend; None where nothing was spent."""
+        return _signals.waste(self.sample)
+
+    @property
     def total_cost_usd(self) -> float:
         """All spend whose price is known, that of failed runs included."""
         return float(self.sample.spent_usd)
@@ -150,11 +195,21 @@ class GoldenSignals:
         window = "since the start" if self.window_seconds is None else f"last {_span(self.window_seconds)}"
         return ", ".join([window, *(f"{what} {name}" for what, name in asked if name is not None)])
 
+    def _checks(self) -> str:
+        sample = self.sample
+        counted = f"{_count(sample.violations)} counted"
+        if not sample.checked and not sample.check_failed:
+            return f"{counted}, no run was checked" if sample.runs else counted
+        failed = f", {_of(sample.check_failed, 'check')} failed" if sample.check_failed else ""
+        return f"{counted}, {_count(sample.checked)} of {_count(sample.runs)} runs checked{failed}"
+
     def _rows(self) -> list[tuple[str, str, str, str]]:
         sample, verdicts = self.sample, self.verdicts
         cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
         calls = sample.priced + sample.unpriced
         spent = f"{bound}{_usd(float(sample.spent_usd))} spent, {sample.priced} of {calls} billable calls priced"
+        if sample.wasted_calls:
+            spent += f", {_usd(float(sample.wasted_usd))} wasted on {_of(sample.wasted_calls, 'call')}"
         return [
             (
                 "success rate",
@@ -179,7 +234,7 @@ class GoldenSignals:
                 "policy violations",
                 _percent(self.policy_violation_rate_percent),
                 verdicts[G_VIOLATION_RATE],
-                f"{_count(sample.violations)} counted",
+                self._checks(),
             ),
         ]
 
@@ -265,6 +320,10 @@ def _milliseconds(value: float) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} %"
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _count(value: float | None) -> str:

@@ -196,9 +196,7 @@ class RunawayDetector:
 
     def _run(self, operation: Operation) -> _Run:
         """Return what is remembered of the run around an operation; the caller holds the lock."""
-        outermost = operation
-        while outermost.parent is not None:
-            outermost = outermost.parent
+        outermost = operation.outermost
         run = self._runs.get(outermost)
         if run is None:
             run = self._runs[outermost] = _Run()

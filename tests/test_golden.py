@@ -254,7 +254,7 @@ Golden signals, last 15m: critical
   p95 latency          1,234 ms  healthy   2 timed
   cost per task      $0.0000525  healthy   $0.0000525 spent, 1 of 1 billable calls priced
   user correctness     100.00 %  unknown   1 of 1 confirmed
-  policy violations      0.00 %  healthy   0 counted"""
+  policy violations      0.00 %  healthy   0 counted, no run was checked"""
     assert expected == str(some_signals(backend))
 
 

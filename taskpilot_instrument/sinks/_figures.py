@@ -135,6 +135,12 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         incorrect=_verdicts(
             verdicts.incorrect, model, direct(semconv.M_FEEDBACK, semconv.VERDICT_INCORRECT) if anyone else 0
         ),
+        checked=runs.checked,
+        check_failed=runs.check_failed,
+        wasted_usd=spend.wasted_cost,
+        wasted_tokens=spend.wasted_tokens,
+        wasted_calls=spend.wasted_calls,
+        retries=spend.retries,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
-from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._families import Families, adder, observer
@@ -97,6 +97,10 @@ class Recording:
                 cell.runs += 1
                 if outcome is Outcome.SUCCESS:
                     cell.successes += 1
+                if record.checked is Checked.YES:
+                    cell.checked += 1
+                elif record.checked is Checked.FAILED:
+                    cell.check_failed += 1
                 cell.latency.add(nanoseconds / 1e6)
 
     def record_call(self, record: Finished) -> None:
@@ -129,6 +133,9 @@ class Recording:
             cell.runs += 1
             if outcome is Outcome.SUCCESS:
                 cell.successes += 1
+            elif llm.billable or usage is not None:
+                cell.waste(given + made, cost)
+            cell.retries += llm.retries
             if cost is not None:
                 cell.priced += 1
                 cell.cost = add(cell.cost, cost)

@@ -39,6 +39,15 @@ class Sample(NamedTuple):
     violations: float | None
     correct: float | None
     incorrect: float | None
+    #: Of the runs: how many policies or guardrails were asked about, and of how many this failed.
+    checked: int = 0
+    check_failed: int = 0
+    #: Spend on LLM calls that did not succeed: failed, cancelled, abandoned; known USD, tokens, calls.
+    wasted_usd: Decimal = Decimal(0)
+    wasted_tokens: int = 0
+    wasted_calls: int = 0
+    #: Attempts that the client made again, beyond the first of each call.
+    retries: int = 0
 
 
 def percent(part: float | None, whole: float | None) -> float | None:
@@ -56,6 +65,16 @@ def success_rate(sample: Sample) -> float | None:
 def violation_rate(sample: Sample) -> float | None:
     """Return ``violations / runs × 100``; None where nothing ran."""
     return percent(sample.violations, sample.runs)
+
+
+def violation_rate_of_checked(sample: Sample) -> float | None:
+    """Return ``violations / runs that were checked × 100``; None where none was: nobody looked."""
+    return percent(sample.violations, sample.checked)
+
+
+def waste(sample: Sample) -> float | None:
+    """Return what calls that did not succeed cost, in percent of all known spend; None where nothing was spent."""
+    return percent(float(sample.wasted_usd), float(sample.spent_usd))
 
 
 def correctness(sample: Sample) -> float | None:

@@ -41,8 +41,9 @@ class Cell:
     """
 
     __slots__ = (
-        "blocked_input", "blocked_output", "correct", "cost", "incorrect", "input_tokens", "latency", "output_tokens",
-        "priced", "runs", "successes", "unpriced", "violations",
+        "blocked_input", "blocked_output", "check_failed", "checked", "correct", "cost", "incorrect", "input_tokens",
+        "latency", "output_tokens", "priced", "retries", "runs", "successes", "unpriced", "violations", "wasted_calls",
+        "wasted_cost", "wasted_tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -57,8 +58,23 @@ class Cell:
         self.blocked_output = 0
         self.correct = 0
         self.incorrect = 0
+        #: Runs that policies or guardrails were asked about, and those where this failed.
+        self.checked = 0
+        self.check_failed = 0
+        #: LLM calls that did not succeed and may have cost something, what they came to, and attempts before the last.
+        self.wasted_calls = 0
+        self.wasted_tokens = 0
+        self.wasted_cost = ZERO
+        self.retries = 0
         self.cost = ZERO
         self.latency = Sketch()
+
+    def waste(self, tokens: int, cost: Decimal | None) -> None:
+        """Count a call that did not succeed and may have cost something."""
+        self.wasted_calls += 1
+        self.wasted_tokens += tokens
+        if cost is not None:
+            self.wasted_cost = add(self.wasted_cost, cost)
 
     def merge(self, other: "Cell") -> None:
         """Add everything that ``other`` holds."""
@@ -78,6 +94,13 @@ class Cell:
         self.blocked_output += other.blocked_output
         self.correct += other.correct
         self.incorrect += other.incorrect
+        self.checked += other.checked
+        self.check_failed += other.check_failed
+        if other.wasted_calls or other.retries:
+            self.wasted_calls += other.wasted_calls
+            self.wasted_tokens += other.wasted_tokens
+            self.wasted_cost = add(self.wasted_cost, other.wasted_cost)
+            self.retries += other.retries
         self.cost = add(self.cost, other.cost)
 
 
