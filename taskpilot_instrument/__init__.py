@@ -1,23 +1,42 @@
 """Two decorators and one call turn any Python agent into spans, tags, logs and metrics."""
 
+from taskpilot_instrument._rules import ArgumentRule, Keywords, MaxToolCalls, Patterns, ToolAllowList
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.alerts import Alert, AlertFired
+from taskpilot_instrument.budgets import Budget, BudgetStatus
 from taskpilot_instrument.decorators import observed_agent, observed_tool, observed_workflow
 from taskpilot_instrument.errors import (
     BlockedError,
+    BudgetExceededError,
     ConfigurationError,
     DeliveryError,
+    GuardrailBlockedError,
+    LedgerError,
     NotInstrumentedError,
+    PolicyViolationError,
     RunawayError,
     TaskpilotError,
     TokenLimitError,
 )
 from taskpilot_instrument.golden import GoldenSignals
+from taskpilot_instrument.guardrails import Guardrail
 from taskpilot_instrument.health import Health
 from taskpilot_instrument.limits import TokenLimit
+from taskpilot_instrument.policy import Allow, Deny, Flag, Policy, Subject
 from taskpilot_instrument.pricing import MODEL_PRICING, PriceBook, calculate_cost
+from taskpilot_instrument.propagation import PropagationMiddleware, async_httpx_hook, httpx_hook, inject_headers
 from taskpilot_instrument.runaway import Runaway
-from taskpilot_instrument.runtime import Instrumentation, golden_signals, health, instrument, uninstrument
+from taskpilot_instrument.runtime import (
+    Instrumentation,
+    add_budget,
+    budget_status,
+    feedback_token,
+    golden_signals,
+    health,
+    instrument,
+    record_feedback,
+    uninstrument,
+)
 from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.sinks.logs import TaskpilotFields, add_taskpilot_fields
 from taskpilot_instrument.sinks.metrics import MetricsBackend
@@ -29,33 +48,58 @@ __all__ = [
     "MODEL_PRICING",
     "Alert",
     "AlertFired",
+    "Allow",
+    "ArgumentRule",
     "BlockedError",
+    "Budget",
+    "BudgetExceededError",
+    "BudgetStatus",
     "ConfigurationError",
     "DeliveryError",
+    "Deny",
+    "Flag",
     "GoldenSignals",
+    "Guardrail",
+    "GuardrailBlockedError",
     "Health",
     "Instrumentation",
+    "Keywords",
+    "LedgerError",
+    "MaxToolCalls",
     "MetricsBackend",
     "NotInstrumentedError",
+    "Patterns",
+    "Policy",
+    "PolicyViolationError",
     "PriceBook",
+    "PropagationMiddleware",
     "Runaway",
     "RunawayError",
     "Settings",
+    "Subject",
     "TaskpilotError",
     "TaskpilotFields",
     "TokenLimit",
     "TokenLimitError",
     "TokenUsage",
+    "ToolAllowList",
     "WorkflowRun",
     "__version__",
+    "add_budget",
     "add_taskpilot_fields",
+    "async_httpx_hook",
+    "budget_status",
     "calculate_cost",
+    "feedback_token",
     "golden_signals",
     "health",
+    "httpx_hook",
+    "inject_headers",
     "instrument",
     "observed_agent",
     "observed_tool",
     "observed_workflow",
+    "record_feedback",
     "track_llm_metrics",
     "uninstrument",
     "workflow",

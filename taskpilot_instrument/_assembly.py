@@ -14,8 +14,10 @@ from taskpilot_instrument.typing import Clock, Controls, Gate, PriceSource, Sink
 
 if TYPE_CHECKING:
     from taskpilot_instrument._alerting import Alerts
+    from taskpilot_instrument._history import History
     from taskpilot_instrument._spending import Spending
     from taskpilot_instrument.alerts import Alert
+    from taskpilot_instrument.sinks.ledger import Ledger
 
 
 @dataclass(slots=True)
@@ -31,6 +33,9 @@ class Parts:
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     alerts: "Alerts | None" = None
     spending: "Spending | None" = None
+    #: Where budgets, feedback and history are kept; opened once.
+    ledger: "Ledger | None" = None
+    history: "History | None" = None
 
 
 def assemble(
@@ -43,6 +48,13 @@ def assemble(
     """
     parts = Parts(watchers=(TokenWatch(),))
     _limit_tokens(parts, settings, clock)
+    if settings.enabled:
+        from taskpilot_instrument._history import History
+
+        shared = settings.ledger is not None or settings.budgets is not None
+        parts.history = History(the_ledger(parts, settings, opened) if shared else None, clock)
+        parts.sinks += (parts.history,)
+        opened.callback(parts.history.close)
     if settings.budgets is not None and settings.enabled:
         add_budgets(parts, settings, clock, prices, metrics, opened)
     _check_runs(parts, settings, clock)
@@ -72,6 +84,7 @@ def _check_runs(parts: Parts, settings: Settings, clock: Clock) -> None:
             policies_of(settings.policies),
             guardrails_of(settings.guardrails),
             () if runaway is None else (runaway,),
+            content=settings.content_on_events,
         )
 
 
@@ -85,6 +98,16 @@ def _limit_tokens(parts: Parts, settings: Settings, clock: Clock) -> None:
             parts.gates += (limits,)
 
 
+def the_ledger(parts: Parts, settings: Settings, opened: ExitStack) -> "Ledger":
+    """Return the ledger of the settings, opened when it is first needed."""
+    if parts.ledger is None:
+        from taskpilot_instrument.sinks.ledger import open_ledger
+
+        parts.ledger = open_ledger(settings.ledger)
+        opened.callback(parts.ledger.close)
+    return parts.ledger
+
+
 def add_budgets(
     parts: Parts, settings: Settings, clock: Clock, prices: PriceSource, metrics: MetricsBackend, opened: ExitStack
 ) -> "Spending":
@@ -92,10 +115,10 @@ def add_budgets(
     from taskpilot_instrument._budget_file import budgets_from
     from taskpilot_instrument._spending import Spending
     from taskpilot_instrument.sinks._budget_gauges import BudgetGauges
-    from taskpilot_instrument.sinks.ledger import open_ledger
 
     budgets = budgets_from(settings.budgets or ())
-    spending = Spending(budgets, open_ledger(settings.ledger), prices, clock, unavailable=settings.ledger_unavailable)
+    ledger = the_ledger(parts, settings, opened)
+    spending = Spending(budgets, ledger, prices, clock, unavailable=settings.ledger_unavailable)
     opened.callback(spending.close)
     gauges = BudgetGauges(spending)
     metrics.registry.register(gauges)

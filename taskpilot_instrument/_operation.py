@@ -354,6 +354,9 @@ class Operation:
                 first_chunk = llm.first_chunk_ns - self.started_ns
         elif totals is not None:
             usage, model = totals.known_usage(), totals.model
+            if self.kind is Kind.AGENT:
+                for run in self.runs_around():
+                    run.agent = self.name
             cost, cost_source = totals.known_cost()
         return Finished(
             self.kind, self.name, outcome, self.span, self.ids, self.attributes, self.workflow_name, self.agent_name,

@@ -279,9 +279,8 @@ class Spending:
                 return
 
     def close(self) -> None:
-        """Settle what still waits, and close the ledger."""
+        """Settle what still waits."""
         self._catch_up()
-        self.ledger.close()
 
     def _watch(self, account: _Account, standing: Standing, record: Finished) -> None:
         """Tell once per account and window that the soft share, or the limit, is spent."""
@@ -297,20 +296,20 @@ class Spending:
             self._said[key] = None
             if len(self._said) > _MOST_SAID:
                 self._said.popitem(last=False)
-        spent = to_usd(standing.spent)
+        spent, limit = usd(to_usd(standing.spent)), usd(Decimal(budget.limit_usd))
         scope = account.name.removeprefix(budget.prefix)
         details: dict[str, Any] = {semconv.MODEL: record.model, semconv.L_WINDOW: budget.window}
         event = Event(
             semconv.E_COST_THRESHOLD_EXCEEDED,
             semconv.CATEGORY_ERROR,
             "WARNING",
-            f"budget {budget.name}{f' ({scope})' if scope else ''}: ${spent:f} of ${budget.limit_usd:f} spent",
+            f"budget {budget.name}{f' ({scope})' if scope else ''}: {spent} of {limit} spent",
             record.operation,
             budget.name,
             "warn",
-            f"{threshold} of the {budget.window}'s ${budget.limit_usd:f} is spent"
+            f"{threshold} of the {budget.window}'s {limit} is spent"
             if share < 1
-            else f"the {budget.window}'s ${budget.limit_usd:f} is spent",
+            else f"the {budget.window}'s {limit} is spent",
             details,
         )
         if record.operation is not None:
@@ -343,6 +342,11 @@ def _values(agent: str | None, workflow: str | None, model: str | None, ids: Ids
     }
 
 
+def usd(amount: Decimal) -> str:
+    """Return exact money for people."""
+    return f"${amount.normalize():f}"
+
+
 def _charge(record: Finished, llm: LLMCall, account: _Account) -> int:
     if record.cost is not None:
         return to_pico(record.cost)
@@ -352,7 +356,9 @@ def _charge(record: Finished, llm: LLMCall, account: _Account) -> int:
 def _shortage(account: _Account, short: Standing) -> str:
     budget = account.budget
     scope = account.name.removeprefix(budget.prefix)
+    spent, reserved, worst = (usd(to_usd(pico)) for pico in (short.spent, short.reserved, account.worst))
+    whose = f"{budget.window}{f' by {scope}' if scope else ''}"
     return (
-        f"${to_usd(short.spent):f} spent and ${to_usd(short.reserved):f} reserved of ${budget.limit_usd:f} for the "
-        f"{budget.window}{f' by {scope}' if scope else ''}; the call may cost up to ${to_usd(account.worst):f}"
+        f"{spent} spent and {reserved} reserved of {usd(Decimal(budget.limit_usd))} for the {whose}; "
+        f"the call may cost up to {worst}"
     )

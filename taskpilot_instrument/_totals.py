@@ -14,7 +14,7 @@ class Totals:
     """Exact sums of everything beneath a workflow or agent run."""
 
     __slots__ = (
-        "_lock", "begun", "checked", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens",
+        "_lock", "agent", "begun", "checked", "cost", "estimated", "input_tokens", "measured", "model", "output_tokens",
         "priced",
     )  # fmt: skip
 
@@ -29,6 +29,8 @@ class Totals:
         self.priced = 0
         self.estimated = False
         self.model: str | None = None
+        #: The agent that finished last: its result is the run's.
+        self.agent: str | None = None
         self.checked = Checked.NO
 
     def note_check(self, checked: Checked) -> None:

@@ -16,6 +16,7 @@ from taskpilot_instrument import _guard, golden, pricing
 from taskpilot_instrument._assembly import add_alerts, add_budgets, assemble
 from taskpilot_instrument._delivery import Provider, flush_in_time
 from taskpilot_instrument._operation import Recorder, activate, active, finish_orphans
+from taskpilot_instrument._records import Event
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from taskpilot_instrument._spending import Spending
     from taskpilot_instrument.alerts import Alert, Callback
     from taskpilot_instrument.budgets import Budget, BudgetStatus
+    from taskpilot_instrument.feedback import Feedback, Receipt
     from taskpilot_instrument.patches._patching import Patch
+    from taskpilot_instrument.workflow import WorkflowRun
 
 _log = logging.getLogger("taskpilot_instrument")
 _lock = threading.RLock()
@@ -57,6 +60,7 @@ class Instrumentation:
         self._clock = settings.clock or Clock(time.perf_counter_ns, time.time_ns)
         self._patches: list[Patch] = []
         self._server: Any = None
+        self._votes: Feedback | None = None
         self._seen_before, self._swallowed_before = tally.calls_seen(), _guard.swallowed()
         with ExitStack() as opened:  # where a later part cannot be had, the earlier ones are closed again
             self._provider = Provider(settings)
@@ -262,6 +266,80 @@ class Instrumentation:
         """
         finish_orphans()
         return golden.compute(self.metrics, window=window, workflow=workflow, agent=agent, model=model)
+
+    def record_feedback(
+        self,
+        correct: bool,  # noqa: FBT001 - a verdict is a yes or no
+        *,
+        request_id: str | None = None,
+        trace_id: str | None = None,
+        user: str | None = None,
+        comment: str | None = None,
+        score: float | None = None,
+        id: str | None = None,  # noqa: A002 - the field's own word
+    ) -> "Receipt":
+        """Record whether a user found a result correct, also hours later and in another process.
+
+        It counts under the agent and workflow of the run, which is looked up here and in the ledger (set ``ledger`` so
+        that processes share it), and appears in the run's trace. A vote with the same id replaces the one before;
+        a replay changes nothing. A run that nobody knows is accepted, and counts without an agent.
+
+        :param correct: whether the result was right.
+        :param request_id: of the run; or its ``trace_id``, 32 hexadecimal digits.
+        :param user: who votes; with the request id the default ``id``, so that each user has one vote on a run.
+        :param comment: kept in the ledger; on a span only where content is captured on events.
+        :param score: any finite number; kept beside the verdict.
+        :param id: names the vote.
+        :raises ConfigurationError: for an argument that is not valid.
+        :raises LedgerError: where the ledger cannot be reached; nothing was recorded then.
+        """
+        finish_orphans()
+        return self._feedback().record(
+            correct, request_id=request_id, trace_id=trace_id, user=user, comment=comment, score=score, id=id
+        )
+
+    def _feedback(self) -> "Feedback":
+        from taskpilot_instrument._history import History
+        from taskpilot_instrument.feedback import Feedback
+        from taskpilot_instrument.sinks.ledger import open_ledger
+
+        with _lock:
+            if self._votes is None:
+                ledger = self.parts.ledger or open_ledger("memory")
+                history = self.parts.history or History(None, self._clock)
+                self._votes = Feedback(ledger, history, self._clock, self._note)
+            return self._votes
+
+    def _note(self, event: Event) -> None:
+        self._recorder.note(event)  # the recorder of this moment: it may have got a gate
+
+    def feedback_token(self, run: "WorkflowRun | str", *, lifetime_s: float = 30 * 86_400) -> str:
+        """Return a token with which a web page can vote on one run, without any other credential.
+
+        :param run: the run, or its request id.
+        :param lifetime_s: seconds until it expires; 30 days by default.
+        :raises ConfigurationError: without the setting ``feedback_key``.
+        """
+        from taskpilot_instrument.feedback import make_token
+
+        request_id = run if isinstance(run, str) else run.request_id
+        return make_token(self._feedback_key(), request_id, lifetime_s=lifetime_s)
+
+    def record_token_feedback(self, token: str, correct: bool, **more: Any) -> "Receipt":  # noqa: FBT001 - as above
+        """Record the verdict of whoever bears a token; see :meth:`record_feedback`.
+
+        :raises ConfigurationError: for a token that is not ours, was changed or has expired.
+        """
+        from taskpilot_instrument.feedback import read_token
+
+        return self.record_feedback(correct, request_id=read_token(self._feedback_key(), token), **more)
+
+    def _feedback_key(self) -> str:
+        if self.settings.feedback_key is None:
+            raise ConfigurationError(
+                "feedback tokens need a secret: set feedback_key= or TASKPILOT_FEEDBACK_KEY, the same everywhere"
+            )
+        return self.settings.feedback_key
 
     def add_budget(self, budget: "Budget") -> None:
         """Hold further calls against one more budget.
@@ -476,3 +554,35 @@ def health() -> Health:
     """Report how well the instrumentation itself is doing; also before ``instrument()``."""
     found = _in_force()
     return found.health() if found is not None else Health(active=False)
+
+
+def record_feedback(correct: bool, **about: Any) -> "Receipt":  # noqa: FBT001 - a verdict is a yes or no
+    """Record whether a user found a result correct; see :meth:`Instrumentation.record_feedback`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    """
+    return instrumentation().record_feedback(correct, **about)
+
+
+def feedback_token(run: "WorkflowRun | str", *, lifetime_s: float = 30 * 86_400) -> str:
+    """Return a token with which a web page can vote on one run; see :meth:`Instrumentation.feedback_token`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    """
+    return instrumentation().feedback_token(run, lifetime_s=lifetime_s)
+
+
+def add_budget(budget: "Budget") -> None:
+    """Hold further calls against one more budget; see :meth:`Instrumentation.add_budget`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    """
+    instrumentation().add_budget(budget)
+
+
+def budget_status() -> "tuple[BudgetStatus, ...]":
+    """Return how every budget stands; see :meth:`Instrumentation.budgets`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    """
+    return instrumentation().budgets()

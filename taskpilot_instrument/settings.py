@@ -296,6 +296,12 @@ class Settings:
         "TASKPILOT_LEDGER_UNAVAILABLE",
         default="allow",
     )
+    feedback_key: str | None = _setting(
+        _forms.optional(_forms.text()),
+        "Secret that feedback tokens are signed with; the same in all processes that make and take them.",
+        "TASKPILOT_FEEDBACK_KEY",
+        default=None,
+    )
     policies: tuple[Any, ...] = _setting(
         _forms.listed("list of Policy", "a list of policies or functions"),
         "Policies that are asked about agent input, tool calls and agent output.",

@@ -49,9 +49,13 @@ LEVELS: Final = {
     "usage": 2,
     "_budget_file": 3,
     "_budget_windows": 1,
+    "_decisions": 3,
+    "_history": 3,
+    "_rules": 3,
     "_spending": 3,
     "_subject": 3,
     "_token_watch": 3,
+    "_waiting": 3,
     "budgets": 3,
     "guardrails": 3,
     "limits": 3,
@@ -61,11 +65,13 @@ LEVELS: Final = {
     "_alerting": 4,
     "_bodies": 4,
     "_callables": 4,
+    "_check_shells": 4,
     "_checks": 4,
     "_streams": 4,
     "alerts": 4,
     "comparison": 4,
     "experiments": 4,
+    "feedback": 4,
     "golden": 4,
     "propagation": 4,
     "_assembly": 5,
@@ -247,8 +253,8 @@ def test_optional_libraries_are_optional(metadata: Message) -> None:
     requirements = metadata.get_all("Requires-Dist", [])
     core = {re.split(r"[^\w.-]", each)[0] for each in requirements if "extra ==" not in each}
 
-    assert set() == core & {"openai", "rich", "starlette", "uvicorn", "redis", "scipy", "agent-framework-core"}
-    assert {"cli", "dev", "experiments", "frameworks", "openai", "redis", "web"} == set(
+    assert set() == core & {"openai", "rich", "starlette", "uvicorn", "redis", "scipy", "agent-framework-core", "nemoguardrails"}
+    assert {"cli", "dev", "experiments", "frameworks", "nemo", "openai", "redis", "web"} == set(
         metadata.get_all("Provides-Extra", [])
     )
 

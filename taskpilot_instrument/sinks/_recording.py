@@ -160,6 +160,11 @@ class Recording:
             self.record_guardrail_block(agent, rule or NONE, details[semconv.L_DIRECTION], workflow=workflow)
         elif event.name == semconv.E_TOKEN_LIMIT_EXCEEDED:
             self.record_token_limit_hit(details.get(semconv.MODEL), details[semconv.L_LIMIT])
+        elif event.name == semconv.E_FEEDBACK_RECORDED:
+            replaced = details.get("replaces")
+            if replaced is not None:
+                self._take_back(agent, workflow, correct=replaced == semconv.VERDICT_CORRECT)
+            self.record_feedback(details[semconv.L_VERDICT] == semconv.VERDICT_CORRECT, agent, workflow=workflow)
         elif event.name == semconv.E_BUDGET_BLOCKED:
             self.families.counter(semconv.M_BUDGET_BLOCKED, rule, details[semconv.L_WINDOW]).inc()
 
@@ -215,6 +220,21 @@ class Recording:
                 cell.correct += 1
             else:
                 cell.incorrect += 1
+
+    def _take_back(self, agent: str | None, workflow: str | None, *, correct: bool) -> None:
+        """Take back a verdict that another one replaces, so that the figures are those of the ledger.
+
+        Prometheus takes a counter that goes down for one that began anew; ratios of the values stay right.
+        """
+        agent = self.families.labels.admit(semconv.AGENT, agent)
+        verdict = semconv.VERDICT_CORRECT if correct else semconv.VERDICT_INCORRECT
+        adder(self.families.counter(semconv.M_FEEDBACK, verdict, agent))(-1)
+        with self._lock:
+            cell = self._verdicts_of(agent, workflow)
+            if correct:
+                cell.correct -= 1
+            else:
+                cell.incorrect -= 1
 
     def record_token_limit_hit(self, model: str | None, limit: str) -> None:
         """Count one token limit that was hit.

@@ -6,7 +6,17 @@ from typing import Any, Final
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Operation
@@ -17,6 +27,7 @@ from taskpilot_instrument.usage import TokenUsage
 
 _MESSAGE_LIMIT: Final = 512
 _STACK_LIMIT: Final = 8192
+_FEEDBACK_TAGS: Final = (names.REQUEST_ID, names.WORKFLOW, names.AGENT, names.MODEL)
 _OPERATION_NAMES: Final = {
     Kind.WORKFLOW: names.OPERATION_WORKFLOW,
     Kind.AGENT: names.OPERATION_AGENT,
@@ -87,6 +98,8 @@ class TraceSink:
 
     def noted(self, event: Event, /) -> None:
         """Write an event of the span that it belongs to."""
+        if event.name == names.E_FEEDBACK_RECORDED:
+            self._write_feedback(event)
         if event.operation is None or not event.operation.span.is_recording():
             return
         given = {**event.details, names.F_POLICY: event.rule, names.F_DECISION: event.decision}
@@ -94,6 +107,31 @@ class TraceSink:
         if event.reason is not None:
             attributes[names.F_REASON] = self._clean(event.reason, _MESSAGE_LIMIT)
         event.operation.span.add_event(event.name, attributes)
+
+    def _write_feedback(self, event: Event) -> None:
+        """Write a span of no length into the trace of the run that a user judged, however long ago that was."""
+        details = event.details
+        trace_id, span_id = details.get(names.F_TRACE_ID), details.get(names.F_SPAN_ID)
+        if trace_id is None:
+            return
+        # Whether that trace was kept is not known here; a collector that dropped it drops this too.
+        parent = SpanContext(
+            int(trace_id, 16), int(span_id or "1", 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+        )
+        tags = {name: details[name] for name in _FEEDBACK_TAGS if details.get(name) is not None}
+        verdict, score = details[names.L_VERDICT], details["score"]
+        result: dict[str, Any] = {
+            names.GEN_AI_EVALUATION_NAME: names.SPAN_FEEDBACK,
+            names.GEN_AI_EVALUATION_SCORE_LABEL: verdict,
+            names.GEN_AI_EVALUATION_SCORE_VALUE: float(verdict == names.VERDICT_CORRECT) if score is None else score,
+        }
+        if self._events and details["comment"] is not None:
+            result[names.GEN_AI_EVALUATION_EXPLANATION] = self._clean(details["comment"], _MESSAGE_LIMIT)
+        span = self._tracer.start_span(
+            names.SPAN_FEEDBACK, set_span_in_context(NonRecordingSpan(parent), Context()), attributes=tags
+        )
+        span.add_event(names.EVENT_EVALUATION, result)
+        span.end()
 
     def _tags(self, record: Finished) -> dict[str, Any]:
         ids, usage, llm = record.ids, record.usage, record.llm
