@@ -29,17 +29,17 @@ from taskpilot_instrument.settings import CaptureContent, LogTarget, Settings
 from taskpilot_instrument.sinks.logs import LogSink
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.sinks.traces import TraceSink
-from taskpilot_instrument.typing import Capture, Clock, Sink
+from taskpilot_instrument.typing import Capture, Clock, Gate, Sink
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from taskpilot_instrument._spending import Spending
     from taskpilot_instrument.alerts import Alert, Callback
     from taskpilot_instrument.budgets import Budget, BudgetStatus
     from taskpilot_instrument.feedback import Feedback, Receipt
     from taskpilot_instrument.patches._patching import Patch
+    from taskpilot_instrument.sinks.ring import Ring
     from taskpilot_instrument.workflow import WorkflowRun
 
 _log = logging.getLogger("taskpilot_instrument")
@@ -61,6 +61,7 @@ class Instrumentation:
         self._patches: list[Patch] = []
         self._server: Any = None
         self._votes: Feedback | None = None
+        self._ring: Ring | None = None
         self._seen_before, self._swallowed_before = tally.calls_seen(), _guard.swallowed()
         with ExitStack() as opened:  # where a later part cannot be had, the earlier ones are closed again
             self._provider = Provider(settings)
@@ -349,19 +350,31 @@ class Instrumentation:
         """
         with _lock:
             if self.parts.spending is None:
-                self._extend(
-                    add_budgets(
-                        self.parts, self.settings, self._clock, self._recorder.prices, self.metrics, self._opened
-                    )
+                spending = add_budgets(
+                    self.parts, self.settings, self._clock, self._recorder.prices, self.metrics, self._opened
                 )
+                self._extend(gates=(spending,), watchers=(spending,))
             assert self.parts.spending is not None  # noqa: S101 - add_budgets() has put it there
             self.parts.spending.add(budget)
 
-    def _extend(self, spending: "Spending") -> None:
+    def _extend(
+        self, *, gates: tuple[Gate, ...] = (), watchers: tuple[Sink, ...] = (), sinks: tuple[Sink, ...] = ()
+    ) -> None:
+        """Have further parts from the next operation on."""
         before = self._recorder
-        self._recorder = before._replace(gates=(*before.gates, spending), sinks=(spending, *before.sinks))
+        self._recorder = before._replace(gates=before.gates + gates, sinks=(*watchers, *before.sinks, *sinks))
         if active() is before:
             activate(self._recorder)
+
+    def ring(self) -> "Ring":
+        """Return the latest runs and events in memory; they are kept from the first call on."""
+        with _lock:
+            if self._ring is None:
+                from taskpilot_instrument.sinks.ring import Ring
+
+                self._ring = Ring(redactor(self.settings.redact))
+                self._extend(sinks=(self._ring,))
+            return self._ring
 
     def budgets(self) -> "tuple[BudgetStatus, ...]":
         """Return how every budget stands in its current window; of one with ``*`` each account that was charged.

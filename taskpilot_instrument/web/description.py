@@ -1,0 +1,91 @@
+"""The API as an OpenAPI document."""
+
+from typing import Any, Final
+
+_PROBLEM: Final = {
+    "description": "A problem (RFC 9457) with a hint",
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
+def _get(summary: str, *parameters: dict[str, Any], content: str = "application/json") -> dict[str, Any]:
+    return {
+        "get": {
+            "summary": summary,
+            "parameters": list(parameters),
+            "responses": {"200": {"description": "OK", "content": {content: {}}}, "default": _PROBLEM},
+        }
+    }
+
+
+def _query(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
+
+
+_WINDOW: Final = _query("window", "how far back, such as 15m or 1h; since the start by default")
+
+DESCRIPTION: Final[dict[str, Any]] = {
+    "openapi": "3.1.0",
+    "info": {"title": "taskpilot_instrument", "description": "What an agent workflow does.", "version": ""},
+    "components": {
+        "schemas": {
+            "Problem": {
+                "type": "object",
+                "required": ["title", "status"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "hint": {"type": "string"},
+                },
+            },
+            "Vote": {
+                "type": "object",
+                "required": ["correct"],
+                "additionalProperties": False,
+                "properties": {
+                    "correct": {"type": "boolean"},
+                    "request_id": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "trace_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+                    "token": {"type": "string", "description": "of feedback_token(run), in place of the ids"},
+                    "user": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "comment": {"type": "string"},
+                    "score": {"type": "number"},
+                    "id": {"type": "string", "minLength": 1, "maxLength": 200},
+                },
+            },
+        },
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+    },
+    "paths": {
+        "/metrics": _get("Metrics for Prometheus", content="text/plain"),
+        "/signals": _get(
+            "The golden signals",
+            _WINDOW,
+            _query("workflow", "only this workflow's runs"),
+            _query("agent", "only this agent's runs"),
+            _query("model", "only this model's calls"),
+        ),
+        "/feedback": {
+            "post": {
+                "summary": "Record a user's verdict on a run",
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Vote"}}},
+                },
+                "responses": {
+                    "201": {"description": "Recorded", "content": {"application/json": {}}},
+                    "default": _PROBLEM,
+                },
+            }
+        },
+        "/models": _get("Comparison of the models in use", _WINDOW),
+        "/experiments/{name}": _get(
+            "Report of an experiment", {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        ),
+        "/budgets": _get("How every budget stands"),
+        "/runs": _get("The latest runs, as span trees"),
+        "/state": _get("All that the page shows", _WINDOW),
+        "/healthz": _get("Whether the server lives"),
+    },
+}  # fmt: skip

@@ -1,0 +1,96 @@
+"""Serve the application by itself: in a thread beside a script, or as a program."""
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.runtime import Instrumentation, instrumentation
+from taskpilot_instrument.web.gate import LOOPBACK
+
+_LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Server:
+    """A running server; ``with serve(port=8080): …`` stops it at the end of the block."""
+
+    def __init__(self, server: Any, host: str) -> None:
+        self._server = server
+        self._host = host
+        self._thread = threading.Thread(target=self._run, name="taskpilot-web", daemon=True)
+
+    def _run(self) -> None:
+        # uvicorn leaves the process where it cannot start; start() tells our caller.
+        with suppress(SystemExit):
+            self._server.run()
+
+    def start(self) -> Self:
+        """Start it, and wait until it answers.
+
+        :raises ConfigurationError: where the port is taken.
+        """
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.01)
+            if not self._thread.is_alive():
+                raise ConfigurationError(
+                    f"the page cannot be served on {self._host}:{self._server.config.port}; choose another port"
+                )
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
+
+    def stop(self) -> None:
+        """Stop it; pages that watch are let go."""
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def serve(
+    port: int = 8080,
+    *,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    cors_origins: Iterable[str] = (),
+    handle: Instrumentation | None = None,
+) -> Server:
+    """Serve the page and the API in a thread beside the application.
+
+    :param port: 0 picks a free one; see :attr:`Server.url`.
+    :param host: address to bind to; any other than this machine's own needs a token.
+    :param token: bearer token that requests have to bring.
+    :param cors_origins: origins whose pages may ask.
+    :param handle: what is shown; the instrumentation in force by default.
+    :raises ConfigurationError: for an open address without a token, a port that is taken, or without the extra ``web``.
+    :raises NotInstrumentedError: before ``instrument()``.
+    """
+    if host not in _LOCAL_ADDRESSES and not token:
+        raise ConfigurationError(
+            f"host={host!r} can be reached from elsewhere: give a token=, such as secrets.token_urlsafe()"
+        )
+    try:
+        import uvicorn
+
+        from taskpilot_instrument.web.app import create_app
+    except ImportError as error:
+        raise ConfigurationError("the page needs: pip install 'taskpilot-instrument[web]'") from error
+    shown = handle or instrumentation()
+    hosts = LOOPBACK if host in _LOCAL_ADDRESSES else None
+    app = create_app(shown, token=token, hosts=hosts, cors_origins=cors_origins)
+    config = uvicorn.Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
+    return Server(uvicorn.Server(config), host).start()
