@@ -18,6 +18,7 @@ from taskpilot_instrument.alerts import Alert, AlertFired
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.runaway import RULE as RUNAWAY
 from taskpilot_instrument.semconv import Kind
+from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.typing import Clock
 
@@ -25,13 +26,10 @@ from taskpilot_instrument.typing import Clock
 _EVERY_S: Final = 5.0
 #: How long the end waits for a callback that runs.
 _LAST_S: Final = 2.0
-_HARMLESS: Final = frozenset({"allow", "fail"})
 _SIGNAL_OF: Final = {
     semconv.E_TOKEN_LIMIT_EXCEEDED: "token_limit",
     semconv.E_COST_THRESHOLD_EXCEEDED: "budget",
     semconv.E_BUDGET_BLOCKED: "budget",
-    semconv.E_POLICY_DECIDED: "policy",
-    semconv.E_TOOL_DENIED: "policy",
     semconv.E_GUARDRAIL_BLOCKED: "guardrail",
 }
 
@@ -88,16 +86,21 @@ class Alerts:
 
     def noted(self, event: Event, /) -> None:
         """Count an event for the alerts that it concerns."""
-        signal = _SIGNAL_OF.get(event.name)
-        if signal is None or (signal == "policy" and event.decision in _HARMLESS):
+        if is_violation(event):
+            signals = {"policy", "runaway"} if event.rule == RUNAWAY else {"policy"}
+        elif event.name in _SIGNAL_OF:
+            signals = {_SIGNAL_OF[event.name]}
+        else:
             return
-        signals = {signal, "runaway"} if signal == "policy" and event.rule == RUNAWAY else {signal}
+        # The message of a decision quotes what was said where content is captured.
+        is_decision = event.category == semconv.CATEGORY_DECISION
+        said = f"{event.rule}, {event.decision}" if is_decision else event.message
         now_ns = self._clock.monotonic_ns()
         with self._changed:
             for watched in self._watched:
                 if watched.alert.signal in signals:
                     watched.happened.add(now_ns, 1)
-                    watched.last = event.message
+                    watched.last = said
                     watched.is_due = True
             self._changed.notify_all()
 

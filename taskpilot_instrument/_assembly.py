@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskpilot_instrument._history import History
     from taskpilot_instrument._spending import Spending
     from taskpilot_instrument.alerts import Alert
+    from taskpilot_instrument.runaway import RunawayDetector
     from taskpilot_instrument.sinks.ledger import Ledger
 
 
@@ -67,15 +68,8 @@ def assemble(
 
 def _check_runs(parts: Parts, settings: Settings, clock: Clock) -> None:
     """Build what agents and tools are checked by."""
-    runaway = None
-    if settings.runaway is not None:
-        from taskpilot_instrument.runaway import Runaway, RunawayDetector
-
-        for each in all_of(Runaway, "runaway", settings.runaway):
-            runaway = RunawayDetector(each, clock)
-            parts.watchers += (runaway,)
-            parts.gates += (runaway,)
-    if settings.policies or settings.guardrails or runaway is not None:
+    runaway = _watch_runs(parts, settings, clock)
+    if settings.policies or settings.guardrails or runaway:
         from taskpilot_instrument._checks import Checks
         from taskpilot_instrument.guardrails import guardrails_of
         from taskpilot_instrument.policy import policies_of
@@ -83,9 +77,22 @@ def _check_runs(parts: Parts, settings: Settings, clock: Clock) -> None:
         parts.controls = Checks(
             policies_of(settings.policies),
             guardrails_of(settings.guardrails),
-            () if runaway is None else (runaway,),
+            runaway,
             content=settings.content_on_events,
         )
+
+
+def _watch_runs(parts: Parts, settings: Settings, clock: Clock) -> "tuple[RunawayDetector, ...]":
+    """Build what notices runs that go in circles."""
+    if settings.runaway is None:
+        return ()
+    from taskpilot_instrument.runaway import Runaway, RunawayDetector
+
+    detectors = tuple(RunawayDetector(each, clock) for each in all_of(Runaway, "runaway", settings.runaway))
+    parts.watchers += detectors
+    # First: a budget need not hold anything for a call that is refused anyway.
+    parts.gates = (*(each for each in detectors if each.stops), *parts.gates)
+    return detectors
 
 
 def _limit_tokens(parts: Parts, settings: Settings, clock: Clock) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count, cycle, islice
 from pathlib import Path
+from time import sleep
 from types import ModuleType
 from typing import Final
 
@@ -24,6 +25,7 @@ _EXAMPLE: Final = "taskpilot_workflow.py"
 #: Spans and log lines beyond these are forgotten, oldest first: a run of the demo has about ten of each.
 _KEEP: Final = 2_000
 _USAGE_ERROR: Final = 2
+_PAUSE_S: Final = 0.5
 
 _NO_OPENAI: Final = """\
 The demo calls the model through the openai client, which is not installed. Install it with
@@ -42,20 +44,24 @@ _NEXT: Final = """\
 Next:
   put tp.instrument() and the decorators into your own program (README.md shows how)
   send the traces somewhere     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 taskpilot-instrument demo
+  see it move                   taskpilot-instrument demo --serve, with the extra web
   serve the metrics             tp.instrument(metrics_port=9464), then open http://127.0.0.1:9464/metrics
 """
 
 
-def demo(runs: int, *, embedded: bool = False) -> int:
+def demo(runs: int, *, embedded: bool = False, serve_port: int | None = None) -> int:
     """Run the example workflow and print what was seen of it.
 
     :param runs: workflow runs, from the example's goals over and over.
     :param embedded: never call the real API, as is done where OPENAI_API_KEY is set.
+    :param serve_port: run on and on with the live page on this port, until interrupted; never calls the real API.
     :returns: the exit status.
     """
     if importlib.util.find_spec("openai") is None:
         sys.stderr.write(_NO_OPENAI)
         return _USAGE_ERROR
+    if serve_port is not None:
+        return _demo_with_page(serve_port)
     live = bool(os.environ.get("OPENAI_API_KEY")) and not embedded
     if live:
         sys.stderr.write(_LIVE)
@@ -76,6 +82,27 @@ def demo(runs: int, *, embedded: bool = False) -> int:
     heading = _TRACES.format(", ".join(shown)) if shown else _NO_TRACES
     print(heading, *map(trace_tree, traces), sep="\n\n", end="\n\n")
     print(_LOGS, "\n".join(_of_one_run(lines, traces)), signals, _NEXT, sep="\n\n", end="")
+    return 0
+
+
+def _demo_with_page(port: int) -> int:
+    from taskpilot_instrument.budgets import Budget
+    from taskpilot_instrument.errors import ConfigurationError
+    from taskpilot_instrument.web import serve
+
+    example = _load_example()
+    budgets = [Budget("demo", "0.05", window="hour"), Budget("planner", "0.01", scope={"agent": "PlannerAgent"})]
+    try:
+        with instrument(logs="off", budgets=budgets, ledger="memory") as observed, serve(port) as page:
+            print(f"The page is at {page.url} (Ctrl+C stops it)", flush=True)
+            for goal in cycle(example.GOALS):
+                asyncio.run(_work(example, [goal], observed, lambda _goal, _result: None, live=False))
+                sleep(_PAUSE_S)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return _USAGE_ERROR
+    except KeyboardInterrupt:
+        print()
     return 0
 
 

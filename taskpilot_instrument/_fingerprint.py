@@ -1,12 +1,13 @@
 """Recognise equal arguments without keeping them: a hash of their JSON-like form."""
 
 import dataclasses
+import itertools
 import struct
+import weakref
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
-from itertools import islice
 from pathlib import PurePath
 from typing import Any, Final
 from uuid import UUID
@@ -22,8 +23,9 @@ def fingerprint(name: str, arguments: object) -> bytes:
     """Return 16 bytes that are the same for equal arguments and, but for an accident of 1 in 2¹²⁸, for no others.
 
     Equal is what reads the same as JSON: the order of a mapping's keys does not count, lists and tuples are alike, a
-    dataclass or plain object is its fields. Anything else, such as a connection or a file, is equal to itself alone;
-    nothing is iterated that could be used up. Of very large arguments the first 10,000 values and 256 KiB count.
+    dataclass or pydantic model is its fields. Anything else, such as a connection or a file, is equal to itself alone
+    (an iterator not even to that: it may have moved on), and is not iterated. Of very large arguments the first 10,000
+    values and 256 KiB count.
 
     :param name: of what the arguments were given to.
     """
@@ -31,6 +33,28 @@ def fingerprint(name: str, arguments: object) -> bytes:
     walk.text("", name)
     walk.value(arguments, 0)
     return walk.digest()
+
+
+#: Objects that live and were asked about, by their ids: those come again once an object is gone.
+_known: Final[dict[int, tuple["weakref.ref[Any]", int]]] = {}
+_numbers: Final = itertools.count()
+_MOST_KNOWN: Final = 10_000
+
+
+def _identity(value: Any) -> int:
+    """Return a number that is the same for an object as long as it lives; a new one where that cannot be known."""
+    key = id(value)
+    known = _known.get(key)
+    if known is not None and known[0]() is value:
+        return known[1]
+    number = next(_numbers)
+    try:
+        reference = weakref.ref(value, lambda _: _known.pop(key, None))
+    except TypeError:
+        return number
+    if len(_known) < _MOST_KNOWN:
+        _known[key] = (reference, number)
+    return number
 
 
 def _order(key: object) -> str:
@@ -84,7 +108,7 @@ class _Walk:
         """Feed the items of a mapping or set in one order, whichever they are kept in."""
         self.text("m", str(len(value)))
         is_mapping = type(value) is dict
-        for key in sorted(islice(value, _MOST_VALUES), key=_order):
+        for key in sorted(itertools.islice(value, _MOST_VALUES), key=_order):
             self.value(key, depth + 1)
             if is_mapping:
                 self.value(value[key], depth + 1)
@@ -95,8 +119,7 @@ class _Walk:
         if dataclasses.is_dataclass(kind):
             self._unordered({each.name: getattr(value, each.name, None) for each in dataclasses.fields(value)}, depth)
             return
-        held = getattr(value, "__dict__", None)
-        if type(held) is dict and held and not callable(value):
-            self._unordered(held, depth)
+        if hasattr(kind, "__pydantic_fields__"):
+            self._unordered(dict(vars(value)), depth)
         else:
-            self.text("i", str(id(value)))
+            self.text("i", str(_identity(value)))

@@ -57,6 +57,8 @@ def complaint(name: str, value: object, form: Form) -> str:
     shown = repr(value)
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
+    if isinstance(value, list | tuple):  # of words: the first that is none of the valid ones
+        value = next((word for word in value if word not in form.words), None)
     return f"{name}={shown}: expected {form.expected}{did_you_mean(value, form.words)}"
 
 
@@ -138,6 +140,23 @@ def choice(words: tuple[str, ...], *, when_true: str | None = None, when_false: 
         return by_folded[str(value).casefold()]
 
     return Form(" | ".join(valid), expected, accept, accept, valid)
+
+
+def choices(words: tuple[str, ...]) -> Form:
+    """Take a list of a few words, in any case; as text, with commas between them."""
+    one = choice(words)
+
+    def accept(value: Any) -> tuple[object, ...]:
+        _require(isinstance(value, list | tuple | set | frozenset))
+        return tuple(one.accept(word) for word in value)
+
+    return Form(
+        f"list of {one.label}",
+        f"a list of {', '.join(words)}; in a variable, with commas between them",
+        accept,
+        lambda given: accept([word.strip() for word in given.split(",") if word.strip()]),
+        words,
+    )
 
 
 def optional(form: Form) -> Form:

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from bisect import bisect_left
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final
 
 from taskpilot_instrument import semconv
@@ -21,7 +21,7 @@ from taskpilot_instrument.typing import Clock
 
 _log = logging.getLogger("taskpilot_instrument")
 
-_MOST_LINKS: Final = 10_000
+_MOST_LINKS: Final = 1_000
 _MOST_WAITING: Final = 50_000
 _MOST_KEYS: Final = 5_000
 _BATCH: Final = 500
@@ -56,7 +56,7 @@ class History:
         self._ledger = ledger
         self._clock = clock
         self._lock = threading.Lock()
-        self._links: OrderedDict[str, RunLink] = OrderedDict()
+        self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
         self._wake = threading.Event()
@@ -105,10 +105,7 @@ class History:
             record.started_at_ns / 1e9,
         )
         with self._lock:
-            self._links.pop(link.request_id, None)
-            self._links[link.request_id] = link
-            if len(self._links) > _MOST_LINKS:
-                self._links.popitem(last=False)
+            self._links.append(link)
             if self._ledger is not None:
                 self._waiting.append(link)
 
@@ -156,12 +153,9 @@ class History:
         :raises LedgerError: where it is not here, and the ledger cannot be reached.
         """
         with self._lock:
-            if request_id is not None and request_id in self._links:
-                return self._links[request_id]
-            if request_id is None:
-                for link in reversed(self._links.values()):
-                    if link.trace_id == trace_id:
-                        return link
+            for link in reversed(self._links):
+                if link.request_id == request_id if request_id is not None else link.trace_id == trace_id:
+                    return link
         if self._ledger is None:
             return None
         return self._ledger.find_run(request_id=request_id, trace_id=None if request_id is not None else trace_id)

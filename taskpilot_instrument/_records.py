@@ -27,7 +27,8 @@ class Checked(Enum):
 class LLMCall:
     """What a patch learns about one LLM call while it runs; nobody writes to it after the finish.
 
-    Times are monotonic nanoseconds. ``request`` holds span attributes read off the request.
+    Times are monotonic nanoseconds. ``request`` holds span attributes read off the request, and off the headers of
+    its response.
     """
 
     __slots__ = (

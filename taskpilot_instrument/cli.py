@@ -3,53 +3,107 @@
 import argparse
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from typing import Any, Final
 
 from taskpilot_instrument._version import __version__
 
-_EXAMPLES = """\
+_EXAMPLES: Final = """\
 examples:
-  taskpilot-instrument demo               ten runs; against an embedded server unless OPENAI_API_KEY is set
-  taskpilot-instrument demo --runs 50     as many runs as you like
-  taskpilot-instrument demo --embedded    against the embedded server whatever is set: no key, no cost
+  taskpilot-instrument demo                     ten runs; an embedded server unless OPENAI_API_KEY is set
+  taskpilot-instrument demo --runs 50           as many runs as you like
+  taskpilot-instrument demo --embedded          the embedded server whatever is set: no key, no cost
+  taskpilot-instrument demo --serve             run on and on, with the live page at http://127.0.0.1:8080
+  taskpilot-instrument signals --window 15m     the golden signals of a running page
+  taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
+  taskpilot-instrument budgets --format json    how every budget stands
+  taskpilot-instrument prices gpt-4o-mini       what a model costs
+  taskpilot-instrument check                    is everything in place?
 """
+_URL: Final = "http://127.0.0.1:8080"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status.
+    """Run a command and return its exit status: 0 well, 1 not well, 2 wrong use or out of reach.
 
     :param arguments: in place of the process's own.
     """
     options = _parser().parse_args(arguments)
-    # Imported late: `--help` should not wait for the OpenTelemetry SDK.
-    from taskpilot_instrument._demo import demo
-
     try:
-        return demo(options.runs, embedded=options.embedded)
+        return _run(options)
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _run(options: Namespace) -> int:
+    # Imported late: `--help` should not wait for the OpenTelemetry SDK.
+    if options.command == "demo":
+        from taskpilot_instrument._demo import demo
+
+        return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
+    from taskpilot_instrument import _commands
+
+    return _commands.run(getattr(_commands, options.command), options)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="taskpilot-instrument",
         description="See what an agent workflow does: traces, logs, metrics and golden signals.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser(
-        "demo",
-        help="run an observed agent workflow, and show its trace, logs and golden signals",
-        description="Run Planner → Reviewer → Executor through the openai client, observed end to end.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+    demo = _command(commands, "demo", "run an observed agent workflow, and show its trace, logs and golden signals")
     demo.add_argument("--runs", type=_positive, default=10, metavar="N", help="workflow runs (default: %(default)s)")
     demo.add_argument("--embedded", action="store_true", help="never call the real API, even if OPENAI_API_KEY is set")
+    demo.add_argument(
+        "--serve", action="store_true", help="run on and on, with the live page; never calls the real API"
+    )
+    demo.add_argument("--port", type=int, default=8080, help="port of the page (default: %(default)s)")
+
+    serve = _command(commands, "serve", "serve the live page and the API of what a module does")
+    serve.add_argument("module", nargs="?", help="module to import: it starts the agents")
+    serve.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0 picks a free one")
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind to; any but this machine's needs --token")
+    serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
+
+    signals = _asking(commands, "signals", "show the golden signals of a running page")
+    signals.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
+    for name in ("workflow", "agent", "model"):
+        signals.add_argument(f"--{name}", help=f"only this {name}")
+    signals.add_argument("--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds")
+    signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
+    _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
+
+    prices = _command(commands, "prices", "show what a model costs")
+    prices.add_argument("model", help="such as gpt-4o-mini")
+    prices.add_argument("--provider", help="whose price, such as azure")
+    prices.add_argument("--tier", help="service tier, such as flex, priority or batch")
+    _command(commands, "check", "verify the installation: settings, patches, receiver of spans, prices, ledger")
     return parser
+
+
+def _command(commands: Any, name: str, what: str) -> ArgumentParser:
+    made: ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog="\n".join(line for line in _EXAMPLES.splitlines() if line == "examples:" or f" {name}" in line),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made
+
+
+def _asking(commands: Any, name: str, what: str) -> ArgumentParser:
+    made = _command(commands, name, what)
+    made.add_argument("--url", default=_URL, help="address of the page (default: %(default)s)")
+    made.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="its bearer token")
+    made.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
+    return made
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar, overload
 
 from taskpilot_instrument._callables import observe
+from taskpilot_instrument._framework_runs import IN_USE, join
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, Recorder, active, current
 from taskpilot_instrument.errors import ConfigurationError
@@ -129,6 +130,10 @@ def _observe_function(fn: Callable[..., Any], spec: _Spec) -> Callable[..., Any]
                     name, subject = spec.name or cls.__name__, args[0]
                     if _is_running(spec.kind, subject):
                         return None
+            if IN_USE and spec.kind in IN_USE:
+                part = join(fn, name, lambda: describe.named(args, skip, kwargs))
+                if part is not None:
+                    return part
             return _start(recorder, spec.kind, name, subject, attributes, describe, args, skip, kwargs)
         except Exception as error:
             swallow("start", error)
@@ -265,17 +270,29 @@ class _Arguments:
     Redaction goes by names: a password that was passed by position has to be known as one.
     """
 
-    __slots__ = ("_signature", "fn")
+    __slots__ = ("_plain", "_signature", "fn")
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
         self._signature: inspect.Signature | None = None
+        #: Names of the parameters, where each can be given by place and by name: ``bind()`` takes microseconds.
+        self._plain: tuple[str, ...] | None = None
 
     def named(self, args: tuple[Any, ...], skip: int, kwargs: dict[str, Any]) -> Any:
         """Return the arguments by name without the first ``skip``, which are the instance or class."""
         try:
             if self._signature is None:
                 self._signature = inspect.signature(self.fn)
+                parameters = self._signature.parameters.values()
+                if all(each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for each in parameters):
+                    self._plain = tuple(each.name for each in parameters)
+            plain = self._plain
+            if plain is not None and (args or kwargs) and len(args) <= len(plain):
+                by_place = dict(zip(plain[skip:], args[skip:], strict=False))
+                if not kwargs:
+                    return by_place
+                if not kwargs.keys() - plain[len(args) :]:
+                    return by_place | {name: kwargs[name] for name in plain if name in kwargs}
             bound = list(self._signature.bind(*args, **kwargs).arguments.items())
         except Exception:  # no signature to be had, or a call that will itself say what is wrong with it
             bound = []

@@ -107,7 +107,11 @@ class GoldenSignals:
 
     @property
     def policy_violation_rate_of_checked_percent(self) -> float | None:
-        """Violations in percent of the runs that were checked; None where none was."""
+        """Violations in percent of the runs that were checked; None where none was.
+
+        :attr:`policy_violation_rate_percent` takes all runs, also those about which nobody asked. Violations that were
+        found in other runs, or told by hand, count here too: it errs on the high side.
+        """
         return _signals.violation_rate_of_checked(self.sample)
 
     @property

@@ -92,7 +92,7 @@ class _Run:
 
 
 class RunawayDetector:
-    """Watch every run: a policy for its tool calls, a gate and a sink for its LLM calls.
+    """Watch every run: hears of its tool calls before they run, and is a gate and a sink for its LLM calls.
 
     What is remembered of a run goes with it, and is bounded.
 
@@ -101,11 +101,11 @@ class RunawayDetector:
     """
 
     where = "runaway"
-    name = RULE
 
     def __init__(self, settings: Runaway, clock: Clock) -> None:
         self._settings = settings
-        self._stops = settings.on_detect == "stop"
+        #: True where a call may be refused, so that each has to ask.
+        self.stops = settings.on_detect == "stop"
         self._most_pico = None if settings.usd_per_minute is None else _pico(settings.usd_per_minute)
         self._now_ns = clock.monotonic_ns
         self._lock = threading.Lock()
@@ -122,6 +122,7 @@ class RunawayDetector:
         operation.note_check(Checked.YES)
         most = self._settings.same_tool_calls
         key = None if most is None else fingerprint(tool, arguments)
+        flagged = None
         with self._lock:
             run = self._run(operation)
             if key is not None and most is not None:
@@ -132,8 +133,6 @@ class RunawayDetector:
                 if times >= most:
                     said = f"{SAME_TOOL}: {tool} was called {times} times with the same arguments"
                     flagged = self._detected(run, SAME_TOOL, said)
-                else:
-                    flagged = None
         self._act(operation, run, flagged)
 
     # --- LLM calls --------------------------------------------------------------------------------
@@ -204,7 +203,7 @@ class RunawayDetector:
 
     def _detected(self, run: _Run, reason: str, said: str) -> str | None:
         """Note a reason; return what is to be flagged. The caller holds the lock."""
-        if self._stops:
+        if self.stops:
             run.stopped = run.stopped or said
             return None
         if reason in run.told:

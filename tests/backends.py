@@ -1,5 +1,6 @@
 """Start the real Prometheus, Alertmanager and their tools for a test, on free ports of 127.0.0.1."""
 
+import importlib
 import json
 import os
 import shutil
@@ -35,6 +36,20 @@ def binary(*names: str) -> str:
     if os.environ.get("TASKPILOT_REQUIRE_BACKENDS") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+def package(name: str, install: str) -> Any:
+    """Return an optional package; skip the tests of the module, or fail them in the CI job that is for it.
+
+    :param install: how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        message = f"not installed: {name} ({install})"
+        if name in os.environ.get("TASKPILOT_REQUIRE_PACKAGES", "").split():
+            pytest.fail(message)
+        pytest.skip(message, allow_module_level=True)
 
 
 def run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

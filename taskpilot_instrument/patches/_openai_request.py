@@ -14,10 +14,12 @@ class Surface(NamedTuple):
 
     :param operation: ``gen_ai.operation.name``.
     :param events: True where its streams are typed events with a response inside, not chunks.
+    :param is_free: True where the provider bills nothing.
     """
 
     operation: str
     events: bool
+    is_free: bool = False
 
 
 _SURFACES: Final[dict[str, Surface]] = {
@@ -28,7 +30,14 @@ _SURFACES: Final[dict[str, Surface]] = {
     "/embeddings": Surface(semconv.OPERATION_EMBEDDINGS, events=False),
     "/images/generations": Surface(semconv.OPERATION_IMAGE, events=True),
     "/images/edits": Surface(semconv.OPERATION_IMAGE, events=True),
+    "/images/variations": Surface(semconv.OPERATION_IMAGE, events=True),
+    "/audio/transcriptions": Surface(semconv.OPERATION_AUDIO, events=True),
+    "/audio/translations": Surface(semconv.OPERATION_AUDIO, events=True),
+    "/audio/speech": Surface(semconv.OPERATION_AUDIO, events=True),
+    "/moderations": Surface(semconv.OPERATION_MODERATION, events=False, is_free=True),
 }
+#: What was started before is asked for here, and its usage told: a response (or its cancellation), a batch.
+_LATE: Final = re.compile(r"/(responses|batches)/([\w-]+)(?:/cancel)?$")
 #: What may stand before the endpoint where the path is given whole: host, version, Azure deployment.
 _PREFIX: Final = re.compile(r"^(?:https?://[^/]+)?(?:/openai)?(?:/v\d+)?(?:/deployments/[^/]+)?(?=/)")
 
@@ -44,18 +53,16 @@ def surface_of(method: str, url: str) -> Surface | None:
     return _SURFACES.get(_PREFIX.sub("", path if path.startswith(("/", "http")) else f"/{path}"))
 
 
-_NUMBERS: Final = {
-    "temperature": semconv.GEN_AI_REQUEST_TEMPERATURE,
-    "top_p": semconv.GEN_AI_REQUEST_TOP_P,
-    "max_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
-    "max_completion_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
-    "max_output_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
-    "seed": semconv.GEN_AI_REQUEST_SEED,
-    "frequency_penalty": semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY,
-    "presence_penalty": semconv.GEN_AI_REQUEST_PRESENCE_PENALTY,
-}
-_STRUCTURED: Final = frozenset({"stop", "response_format", "conversation"})
-_OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
+def late_surface_of(method: str, url: str) -> Surface | None:
+    """Return the endpoint at which something that runs in the background tells its usage, None for any other."""
+    path = url.partition("?")[0].rstrip("/")
+    found = _LATE.search(path)
+    if found is None or method.lower() not in {"get", "post"} or path.endswith("/responses/compact"):
+        return None
+    return _BATCH if found[1] == "batches" else _SURFACES["/responses"]
+
+
+_BATCH: Final = Surface(semconv.OPERATION_BATCH, events=False)
 
 
 def body_of(options: Any) -> dict[str, Any]:
@@ -64,42 +71,6 @@ def body_of(options: Any) -> dict[str, Any]:
     body = data if isinstance(data, dict) else {}
     extra = options.extra_json
     return {**body, **extra} if extra and isinstance(extra, Mapping) else body
-
-
-def request_attributes(body: dict[str, Any], *, streamed: bool) -> dict[str, Any]:
-    """Return what a request asks for as span attributes; nothing in it is iterated or copied but scalars."""
-    found: dict[str, Any] = {semconv.GEN_AI_REQUEST_STREAM: True} if streamed else {}
-    for key, value in body.items():
-        kind = type(value)
-        if kind is int or kind is float:
-            name = _NUMBERS.get(key)
-            if name is not None:
-                found[name] = value
-            elif key == "n" and value != 1:
-                found[semconv.GEN_AI_REQUEST_CHOICE_COUNT] = value
-        elif kind is str:
-            if key == "service_tier" and value != "auto":
-                found[semconv.OPENAI_REQUEST_SERVICE_TIER] = value
-            elif key == "encoding_format":
-                found[semconv.GEN_AI_REQUEST_ENCODING_FORMATS] = (value,)
-            elif key == "conversation":
-                found[semconv.GEN_AI_CONVERSATION_ID] = value
-            elif key == "stop":
-                found[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = (value,)
-        elif key in _STRUCTURED and (kind is dict or kind is list):
-            _structured(found, key, value)
-    return found
-
-
-def _structured(found: dict[str, Any], key: str, value: Any) -> None:
-    if key == "stop" and all(isinstance(item, str) for item in value):
-        found[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = tuple(value)
-    elif key == "response_format" and isinstance(value, dict):
-        output_type = _OUTPUT_TYPES.get(str(value.get("type")))
-        if output_type is not None:
-            found[semconv.GEN_AI_OUTPUT_TYPE] = output_type
-    elif key == "conversation" and isinstance(value, dict) and isinstance(value.get("id"), str):
-        found[semconv.GEN_AI_CONVERSATION_ID] = value["id"]
 
 
 # --- what it may cost ---------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 Works on the client's parsed objects and on parsed JSON alike: both have attributes.
 """
 
+import threading
+from collections import OrderedDict
 from typing import Any, Final
 
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.patches._openai_content import OutputText, output_messages
-from taskpilot_instrument.semconv import Outcome
+from taskpilot_instrument.semconv import OPERATION_CHAT, Outcome
 from taskpilot_instrument.typing import Capture
 from taskpilot_instrument.usage import Fields, TokenUsage, fields_of, read_usage
 
@@ -15,6 +17,35 @@ Failure = tuple[Outcome, str | None]
 
 #: Finish reasons of the Responses API in the words of the chat API, so that one search finds both.
 _INCOMPLETE_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
+_STOP: Final = "stop"
+#: What stands in place of ``stop`` where the model refused to answer: both APIs tell that beside the reason.
+_REFUSAL: Final = "refusal"
+
+
+class Billed:
+    """Ids of what was counted: a response that ran in the background is retrieved many times with the same usage.
+
+    The latest ten thousand are known; who retrieves one that is older counts it again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ids: OrderedDict[str, None] = OrderedDict()
+
+    def claim(self, call: LLMCall, name: str) -> bool:
+        """Note an id of the host that a call went to; tell whether it is new."""
+        key = f"{call.base_url} {name}"
+        with self._lock:
+            if key in self._ids:
+                return False
+            self._ids[key] = None
+            if len(self._ids) > _MOST_BILLED:
+                self._ids.popitem(last=False)
+            return True
+
+
+_MOST_BILLED: Final = 10_000
+billed: Final = Billed()
 
 
 def read_response(call: LLMCall, response: Any, capture: Capture | None = None) -> Failure | None:
@@ -26,10 +57,12 @@ def read_response(call: LLMCall, response: Any, capture: Capture | None = None) 
     _identify(call, fields)
     call.usage = read_usage(response)
     failure = None
+    if call.usage is not None and call.response_id is not None:
+        billed.claim(call, call.response_id)
     if fields.get("object") == "response":
         call.finish_reasons, failure = _status(response)
     elif isinstance(choices := fields.get("choices"), list):
-        reasons = [getattr(choice, "finish_reason", None) for choice in choices]
+        reasons = [_reason(choice) for choice in choices]
         call.finish_reasons = tuple([reason for reason in reasons if isinstance(reason, str)])
     if capture is not None:
         call.output_messages = output_messages(response, capture)
@@ -45,13 +78,22 @@ def _identify(call: LLMCall, fields: Fields) -> None:
         call.service_tier = value
 
 
+def _reason(choice: Any) -> Any:
+    reason = getattr(choice, "finish_reason", None)
+    if reason == _STOP and getattr(getattr(choice, "message", None), "refusal", None):
+        return _REFUSAL
+    return reason
+
+
 def _status(response: Any) -> tuple[tuple[str, ...], Failure | None]:
     """Return finish reasons and failure of a response of the Responses API."""
     status = getattr(response, "status", None)
     if status == "completed":
         output = getattr(response, "output", None) or ()
-        called = any(getattr(item, "type", None) == "function_call" for item in output)
-        return ("tool_calls" if called else "stop",), None
+        if any(getattr(item, "type", None) == "function_call" for item in output):
+            return ("tool_calls",), None
+        parts = (part for item in output for part in getattr(item, "content", None) or ())
+        return (_REFUSAL if any(getattr(part, "type", None) == _REFUSAL for part in parts) else _STOP,), None
     if status == "incomplete":
         reason = getattr(getattr(response, "incomplete_details", None), "reason", None)
         return (_INCOMPLETE_REASONS.get(str(reason), str(reason or "incomplete")),), None
@@ -79,6 +121,9 @@ class ChunkedReader:
         self._is_named = False
         self._usage: TokenUsage | None = None
         self._finish_reasons: list[str] = []
+        #: Only here chunks have a delta, and to ask a parsed one for what it has not costs a microsecond.
+        self._is_chat = call.operation == OPERATION_CHAT
+        self._refused: set[int] = set()
         self._service_tier: str | None = None
 
     def read_chunk(self, chunk: Any) -> None:
@@ -95,8 +140,11 @@ class ChunkedReader:
         choices = getattr(chunk, "choices", None)
         if choices:
             for choice in choices:
+                if self._is_chat and getattr(getattr(choice, "delta", None), "refusal", None):
+                    self._refused.add(getattr(choice, "index", 0))
                 if (reason := getattr(choice, "finish_reason", None)) is not None:
-                    self._finish_reasons.append(reason)
+                    is_refusal = reason == _STOP and self._refused and getattr(choice, "index", 0) in self._refused
+                    self._finish_reasons.append(_REFUSAL if is_refusal else reason)
                     self.complete = True
         if self._text is not None:
             self._text.add(chunk)

@@ -16,12 +16,14 @@ from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._streams import Watch, watched_class
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.health import tally
+from taskpilot_instrument.patches._openai_attributes import rate_limits, request_attributes
 from taskpilot_instrument.patches._openai_content import capture_input
+from taskpilot_instrument.patches._openai_late import LateCall, is_running
 from taskpilot_instrument.patches._openai_request import (
     Surface,
     body_of,
+    late_surface_of,
     llm_call,
-    request_attributes,
     server_of,
     surface_of,
     worst_case,
@@ -58,7 +60,11 @@ def patches() -> list[Patch]:
 def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _before(client, args, kwargs)
     if call is None:
-        return wrapped(*args, **kwargs)
+        late = _before_late(args, kwargs)
+        result = wrapped(*args, **kwargs)
+        if late is not None:
+            late.returned(client, result)
+        return result
     try:
         call.begin(is_async=False)
         refused = False
@@ -85,7 +91,11 @@ async def _async_request(
 ) -> Any:
     call = _before(client, args, kwargs)
     if call is None:
-        return await wrapped(*args, **kwargs)
+        late = _before_late(args, kwargs)
+        result = await wrapped(*args, **kwargs)
+        if late is not None:
+            late.returned(client, result)
+        return result
     try:
         call.begin(is_async=True)
         refused = False
@@ -123,8 +133,11 @@ def _note_transport(kwargs: dict[str, Any]) -> None:
     try:
         operation = current()
         if operation is not None and operation.llm is not None and operation.subject is not None:
+            headers = kwargs["response"].headers
             operation.llm.retries = kwargs.get("retries_taken") or 0
-            operation.llm.provider_request_id = kwargs["response"].headers.get("x-request-id")
+            operation.llm.provider_request_id = headers.get("x-request-id")
+            if operation.span.is_recording():
+                operation.llm.request.update(rate_limits(headers))
     except Exception as error:
         swallow("transport", error)
 
@@ -151,6 +164,19 @@ def _before(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Cal
         llm = llm_call(surface, body, server_of(client), streamed=streamed)
         operation = Operation(recorder, Kind.LLM, llm.operation, subject=options, llm=llm)
         return _Call(operation, llm, surface, options, args, kwargs)
+    except Exception as error:
+        swallow("before", error)
+        return None
+
+
+def _before_late(args: tuple[Any, ...], kwargs: dict[str, Any]) -> "LateCall | None":
+    recorder = active()
+    if recorder is None or kwargs.get("stream"):
+        return None
+    try:
+        options = kwargs["options"] if "options" in kwargs else args[1]
+        surface = late_surface_of(options.method, options.url)
+        return None if surface is None else LateCall(recorder, surface, _document_of)
     except Exception as error:
         swallow("before", error)
         return None
@@ -265,6 +291,9 @@ class _Call:
             if request is not None:
                 self.llm.retries = int(request.headers.get("x-stainless-retry-count") or 0)
                 self.llm.provider_request_id = getattr(error, "request_id", None)
+            response = getattr(error, "response", None)
+            if response is not None and self.operation.span.is_recording():
+                self.llm.request.update(rate_limits(response.headers))
         except Exception as problem:
             swallow("transport", problem)
         finally:
@@ -273,7 +302,7 @@ class _Call:
     def returned(self, result: Any) -> None:
         """Read the result, or hook the stream that it will be read from; the result stays as it is."""
         is_open, outcome, error_type = False, None, None
-        self.llm.billable = True
+        self.llm.billable = not self.surface.is_free
         try:
             kind: Any = type(result)
             shape = _shape(kind)
@@ -283,6 +312,8 @@ class _Call:
                 failure = read_response(self.llm, document, self.operation.recorder.capture)
                 if failure is not None:
                     outcome, error_type = failure
+                if self.llm.usage is None and is_running(document):
+                    self.llm.billable = False  # it is billed once it is done: see LateCall
         except Exception as error:
             swallow("usage", error)
         finally:
@@ -307,6 +338,12 @@ class _Call:
         return EventReader(llm, capture) if self.surface.events else ChunkedReader(llm, capture)
 
 
+def _document_of(result: Any) -> Any:
+    kind: Any = type(result)
+    shape = _shape(kind)
+    return None if shape == "wrapped" and not result.http_response.is_closed else _document(result, shape)
+
+
 def _may_be_billed(error: BaseException) -> bool:
     """Tell whether a call that raised may have cost something: not where it was refused, or never arrived."""
     if getattr(error, "status_code", None) is not None or isinstance(error, BlockedError):
@@ -329,4 +366,5 @@ def _document(result: Any, shape: _Shape) -> Any:
             return parse(result) if result.startswith("{") else None
         return as_object(result)
     response = result.http_response if shape == "wrapped" else result
-    return parse(response.content) if "json" in response.headers.get("content-type", "") else None
+    headers = getattr(response, "headers", None)  # what holds a sound has none of its own
+    return parse(response.content) if headers and "json" in headers.get("content-type", "") else None

@@ -27,8 +27,8 @@ _RUN_FAMILIES: Final = {
 }
 _TOKEN_KINDS: Final = tuple(TokenKind)
 _POLICY_EVENTS: Final = frozenset({semconv.E_POLICY_DECIDED, semconv.E_TOOL_DENIED})
-#: Decisions of a policy that are no violation.
-_HARMLESS: Final = frozenset({"allow", "fail"})
+#: Decisions of a policy that are no violation; it blocks where it could not judge.
+_HARMLESS: Final = frozenset({"allow", "fail", "block"})
 
 _Raw = tuple[str | None, ...]
 Entry = TypeVar("Entry")
@@ -154,7 +154,7 @@ class Recording:
         running, details, rule = event.operation, event.details, event.rule
         agent = details.get(semconv.AGENT) or (running.agent_name if running is not None else None)
         workflow = details.get(semconv.WORKFLOW) or (running.workflow_name if running is not None else None)
-        if event.name in _POLICY_EVENTS and event.decision not in _HARMLESS:
+        if is_violation(event):
             self.record_policy_violation(agent, rule or NONE, workflow=workflow)
         elif event.name == semconv.E_GUARDRAIL_BLOCKED:
             self.record_guardrail_block(agent, rule or NONE, details[semconv.L_DIRECTION], workflow=workflow)
@@ -297,6 +297,11 @@ class Recording:
         if labels not in self._spends:
             self._spends[labels] = Spend(adder(self.families.counter(semconv.M_LLM_COST, *labels)))
         return self._spends[labels]
+
+
+def is_violation(event: Event) -> bool:
+    """Tell whether an event is a policy violation."""
+    return event.name in _POLICY_EVENTS and event.decision not in _HARMLESS
 
 
 def _keep(kept: dict[_Raw, Entry], key: _Raw, entry: Entry, *labels: tuple[str | None, str]) -> Entry:

@@ -283,6 +283,7 @@ def _llm_result_tags(tags: dict[str, Any], record: Finished, call: LLMCall) -> N
         tags[names.OPENAI_RESPONSE_SERVICE_TIER] = call.service_tier
     if record.time_to_first_chunk_ns is not None:
         tags[names.TIME_TO_FIRST_CHUNK_MS] = record.time_to_first_chunk_ns / 1e6
+        tags[names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = record.time_to_first_chunk_ns / 1e9
     if call.retries:
         tags[names.HTTP_RESEND_COUNT] = call.retries
     if call.provider_request_id is not None:

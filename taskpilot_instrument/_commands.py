@@ -1,0 +1,240 @@
+"""What the commands of the command line do, beside the demo."""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+from taskpilot_instrument.errors import TaskpilotError
+
+OK: Final = 0
+BAD: Final = 1
+WRONG_USE: Final = 2
+#: Worst verdicts first; ``--fail-on`` names the mildest that fails.
+_ORDER: Final = ("critical", "warning", "healthy", "unknown")
+
+
+class CommandError(Exception):
+    """Say why a command cannot be done."""
+
+
+def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
+    """Return the JSON that a running page answers with.
+
+    :raises CommandError: where it cannot be reached, or refuses.
+    """
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise CommandError(f"--url={url}: expected an address such as http://127.0.0.1:8080")
+    given = urlencode({name: value for name, value in query.items() if value is not None})
+    request = Request(f"{url.rstrip('/')}{path}{f'?{given}' if given else ''}")  # noqa: S310 - http, as checked above
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
+            return json.load(answer)
+    except HTTPError as error:
+        try:
+            said = json.load(error)
+            raise CommandError(f"{url}: {said.get('title')}; {said.get('hint', '')}") from None
+        except ValueError:
+            raise CommandError(f"{url} answered {error.code}") from None
+    except (URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise CommandError(
+            f"{url} cannot be reached ({reason}). Start the page with serve(), or `taskpilot-instrument demo --serve`."
+        ) from None
+    except ValueError as error:
+        raise CommandError(f"{url} did not answer with JSON: is it our page?") from error
+
+
+def signals(options: Namespace) -> int:
+    """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
+    while True:
+        found = ask(
+            options.url, "/signals", options.token, window=options.window, workflow=options.workflow,
+            agent=options.agent, model=options.model,
+        )  # fmt: skip
+        if options.format == "json":
+            print(json.dumps(found, indent=2))
+        else:
+            print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
+            rows = [
+                (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
+                for name, signal in found["signals"].items()
+            ]
+            _table(("signal", "value", "verdict"), rows)
+        if not options.watch:
+            break
+        time.sleep(options.watch)
+    failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
+    return BAD if found["verdict"] in failing else OK
+
+
+def budgets(options: Namespace) -> int:
+    """Show how every budget stands; the exit status says whether one is spent."""
+    found = ask(options.url, "/budgets", options.token)
+    if options.format == "json":
+        print(json.dumps(found, indent=2))
+    elif not found:
+        print("No budget is set: instrument(budgets=[Budget(…)])")
+    else:
+        _table(
+            ("budget", "account", "window", "spent", "limit", "used", "resets"),
+            [
+                (one["name"], one["account"] or "–", one["window"], f"${float(one['spent_usd']):.6f}",
+                 f"${one['limit_usd']}", f"{one['ratio']:.0%}", one["resets_at"] or "never")
+                for one in found
+            ],
+        )  # fmt: skip
+    return BAD if any(one["ratio"] >= 1 for one in found) else OK
+
+
+def prices(options: Namespace) -> int:
+    """Show what a model costs, as it would be priced now."""
+    from taskpilot_instrument.pricing import BOOK, price_table_date
+    from taskpilot_instrument.usage import TokenUsage
+
+    million = 1_000_000
+    parts = {
+        "input": TokenUsage(million, 0),
+        "cached input": TokenUsage(million, 0, cached_tokens=million),
+        "output": TokenUsage(0, million),
+    }
+    rows = []
+    for name, usage in parts.items():
+        price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
+        rows.append(
+            (name, "unknown" if price is None else f"${price.usd.normalize():f}", "" if price is None else price.source)
+        )
+    known = any(row[1] != "unknown" for row in rows)
+    print(f"{options.model}, USD for a million tokens, by {price_table_date()}")
+    _table(("tokens", "price", "source"), rows)
+    if not known:
+        print('Nobody knows its price: set MODEL_PRICING[model] = {"input": …, "output": …}')
+    return OK if known else BAD
+
+
+def check(_options: Namespace) -> int:
+    """Verify an installation; the exit status says whether anything is wrong."""
+    from taskpilot_instrument.pricing import BOOK, price_table_date
+    from taskpilot_instrument.runtime import instrument
+    from taskpilot_instrument.settings import Settings
+    from taskpilot_instrument.usage import TokenUsage
+
+    rows: list[tuple[str, str, str]] = []
+    try:
+        settings = Settings()
+        rows.append(("settings", "ok", f"service {settings.service_name}"))
+    except TaskpilotError as error:
+        _table(("part", "state", "detail"), [("settings", "wrong", str(error))])
+        return BAD
+    with instrument(settings=settings, logs="off", metrics_port=None) as handle:
+        health = handle.health()
+        patched = ", ".join(health.patched) or "nothing: openai is not installed"
+        rows.append(("patches", "wrong" if health.missing else "ok", patched))
+        rows.append(("spans", *_reach(settings.otlp_endpoint)))
+    priced = BOOK.price(TokenUsage(1, 1), "gpt-4o-mini") is not None
+    rows.append(("prices", "ok" if priced else "wrong", price_table_date()))
+    rows.append(("ledger", *_ledger(settings)))
+    for extra, module in (("page", "starlette"), ("redis", "redis"), ("experiments", "scipy")):
+        rows.append((extra, "ok" if _is_installed(module) else "not installed", module))
+    _table(("part", "state", "detail"), rows)
+    return BAD if any(state == "wrong" for _, state, _ in rows) else OK
+
+
+def _is_installed(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def _reach(endpoint: str | None) -> tuple[str, str]:
+    if endpoint is None:
+        return "off", "set OTEL_EXPORTER_OTLP_ENDPOINT to send them somewhere"
+    import socket
+
+    parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    shown = f"{parts.hostname}:{port}"
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=3).close()
+    except OSError as error:
+        return "wrong", f"{shown} cannot be reached: {error}"
+    return "ok", f"{shown} answers"
+
+
+def _ledger(settings: Any) -> tuple[str, str]:
+    from taskpilot_instrument.redaction import redact
+    from taskpilot_instrument.sinks.ledger import default_path, open_ledger
+
+    if settings.ledger is None:
+        return "off", f"opened at {default_path()} once budgets need it"
+    try:
+        ledger = open_ledger(settings.ledger)
+        ledger.standings([("check", "total")], time.time())
+        ledger.close()
+    except TaskpilotError as error:
+        return "wrong", str(error)
+    return "ok", redact(str(settings.ledger))
+
+
+def serve(options: Namespace) -> int:
+    """Serve the page of a module's instrumentation until interrupted."""
+    import importlib
+
+    from taskpilot_instrument.runtime import instrument
+    from taskpilot_instrument.web import serve as start
+
+    sys.path.insert(0, str(Path.cwd()))
+    instrument()
+    if options.module:
+        importlib.import_module(options.module)
+    with start(options.port, host=options.host, token=options.token) as server:
+        print(f"The page is at {server.url} (Ctrl+C stops it)", flush=True)
+        _until_interrupted()
+    return OK
+
+
+def _until_interrupted() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print()
+
+
+def run(command: Callable[[Namespace], int], options: Namespace) -> int:
+    """Run a command, and say on stderr why it cannot be done."""
+    try:
+        return command(options)
+    except (CommandError, TaskpilotError) as error:
+        print(f"taskpilot-instrument: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table, with rich where it is installed and somebody looks."""
+    if sys.stdout.isatty() and _is_installed("rich"):
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*head, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(str, row))
+        Console().print(table)
+        return
+    widths = [max(len(str(row[column])) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
