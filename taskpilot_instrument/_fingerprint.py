@@ -16,7 +16,7 @@ _DEEPEST: Final = 16
 _MOST_VALUES: Final = 10_000
 _MOST_BYTES: Final = 262_144
 #: Types whose ``repr`` is their value.
-_SPELT_OUT: Final = (int, float, complex, Decimal, date, time, timedelta, UUID, PurePath, range)
+_SPELT_OUT: Final = (float, complex, Decimal, date, time, timedelta, UUID, PurePath, range)
 
 
 def fingerprint(name: str, arguments: object) -> bytes:
@@ -93,6 +93,8 @@ class _Walk:
             self.text("b", bytes(value[:_MOST_BYTES]))
         elif isinstance(value, Enum):
             self.text("e", f"{type(value).__qualname__}.{value.name}")
+        elif isinstance(value, int):
+            self.text("d", f"{value:x}")  # in decimal digits Python refuses very large ones
         elif isinstance(value, _SPELT_OUT):
             self.text("n", repr(value)[:_MOST_BYTES])
         elif type(value) in {list, tuple}:

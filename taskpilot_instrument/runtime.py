@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from taskpilot_instrument.alerts import Alert, Callback
     from taskpilot_instrument.budgets import Budget, BudgetStatus
     from taskpilot_instrument.feedback import Feedback, Receipt
-    from taskpilot_instrument.integrations._patches import Switch
+    from taskpilot_instrument.patches._patching import Patch
     from taskpilot_instrument.sinks.ring import Ring
     from taskpilot_instrument.workflow import WorkflowRun
 
@@ -58,8 +58,7 @@ class Instrumentation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._clock = settings.clock or Clock(time.perf_counter_ns, time.time_ns)
-        self._patches: list[Switch] = []
-        self._frameworks = _frameworks(settings)
+        self._patches: list[Patch] = []
         self._server: Any = None
         self._votes: Feedback | None = None
         self._ring: Ring | None = None
@@ -127,7 +126,7 @@ class Instrumentation:
         with _lock:
             _running.append(self)
             activate(self._recorder)
-            self._patches = _apply_patches(self.settings, self._frameworks)
+            self._patches = _apply_patches(self.settings)
             atexit.register(self._at_exit)
 
     def uninstrument(self) -> None:
@@ -459,28 +458,19 @@ def _serve_metrics(port: int, address: str, registry: Any) -> Any:
     return server
 
 
-def _apply_patches(settings: Settings, frameworks: "list[Switch]") -> "list[Switch]":
+def _apply_patches(settings: Settings) -> "list[Patch]":
     # Imported here: the library works, and imports fast, where openai is not installed.
     from taskpilot_instrument.patches import openai, threads
 
-    patches: list[Switch] = []
+    patches: list[Patch] = []
     if settings.patch_openai:
         with suppress(ImportError):
             patches += openai.patches()
     if settings.propagate_threads:
         patches += threads.patches()
-    patches += frameworks
     for patch in patches:
         patch.apply()
     return patches
-
-
-def _frameworks(settings: Settings) -> "list[Switch]":
-    if not settings.frameworks or not settings.enabled:
-        return []
-    from taskpilot_instrument.integrations._frameworks import switches
-
-    return switches(settings.frameworks)
 
 
 def _forget(instrumentation: Instrumentation) -> None:
