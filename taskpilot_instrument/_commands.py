@@ -188,8 +188,11 @@ def serve(options: Namespace) -> int:
     """Serve the page of a module's instrumentation until interrupted."""
     import importlib
 
+    from taskpilot_instrument._demo import end_on_signals
     from taskpilot_instrument.runtime import instrument
     from taskpilot_instrument.web import serve as start
+
+    end_on_signals()
 
     sys.path.insert(0, str(Path.cwd()))
     instrument()

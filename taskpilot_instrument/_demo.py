@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -90,6 +91,7 @@ def _demo_with_page(port: int) -> int:
     from taskpilot_instrument.errors import ConfigurationError
     from taskpilot_instrument.web import serve
 
+    end_on_signals()
     example = _load_example()
     budgets = [Budget("demo", "0.05", window="hour"), Budget("planner", "0.01", scope={"agent": "PlannerAgent"})]
     try:
@@ -104,6 +106,12 @@ def _demo_with_page(port: int) -> int:
     except KeyboardInterrupt:
         print()
     return 0
+
+
+def end_on_signals() -> None:
+    """Let Ctrl+C and a polite kill end what runs on and on, also where a shell in the background had them ignored."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
 
 
 async def _work(

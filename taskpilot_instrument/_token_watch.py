@@ -110,7 +110,7 @@ def hit(
     )  # fmt: skip
 
 
-@lru_cache(1024)
+@lru_cache(256)
 def window_of(model: str | None, response_model: str | None, provider: str | None, base_url: str | None) -> int | None:
     """Return the context window of a model in tokens, None where it is unknown; looked up once for each."""
     return context_window(Lookup(model, response_model, provider, base_url, None))

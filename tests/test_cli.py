@@ -115,6 +115,9 @@ def test_demo_with_the_page() -> None:
         assert json.loads(answer.stdout)["runs"] >= 2
     finally:
         process.send_signal(signal.SIGINT)
-        status = process.wait(20)
-        process.stdout.close()
+        try:
+            status = process.wait(20)
+        finally:
+            process.kill()
+            process.stdout.close()
     assert 0 == status

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, Standing, Vote
 
 _MOST: Final = 100_000
+_NEVER_S: Final = float("inf")
 K = TypeVar("K")
 V = TypeVar("V")
 _Key = tuple[str, str]
@@ -20,6 +21,9 @@ class MemoryLedger:
         self._lock = threading.Lock()
         self._spent: OrderedDict[_Key, int] = OrderedDict()
         self._held: dict[str, tuple[float, tuple[Claim, ...]]] = {}
+        #: What the reservations come to, and when the first of them runs out.
+        self._reserved: dict[_Key, int] = {}
+        self._expires_s = _NEVER_S
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._votes: OrderedDict[str, Vote] = OrderedDict()
         self._runs: OrderedDict[str, RunLink] = OrderedDict()
@@ -28,19 +32,22 @@ class MemoryLedger:
     def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
         """Hold all claims or none of them."""
         with self._lock:
-            reserved = self._reserved(now_s)
-            for claim in claims:
-                key = (claim.account, claim.period)
-                spent, held = self._spent.get(key, 0), reserved.get(key, 0)
-                if claim.limit is not None and spent + held + claim.amount > claim.limit:
-                    return Standing(*key, spent, held)
+            self._expire(now_s)
+            for account, period, amount, limit in claims:
+                key = (account, period)
+                spent, held = self._spent.get(key, 0), self._reserved.get(key, 0)
+                if limit is not None and spent + held + amount > limit:
+                    return Standing(account, period, spent, held)
+            for account, period, amount, _ in claims:
+                self._reserved[account, period] = self._reserved.get((account, period), 0) + amount
             self._held[reservation] = (now_s + lease_s, tuple(claims))
+            self._expires_s = min(self._expires_s, now_s + lease_s)
         return None
 
     def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
         """Free a reservation and add what was spent, once."""
         with self._lock:
-            self._held.pop(reservation, None)
+            self._free(reservation)
             if reservation not in self._settled:
                 _keep(self._settled, reservation, None)
                 for charge in charges:
@@ -60,20 +67,26 @@ class MemoryLedger:
             found = {account for account, within in (*self._spent, *held) if within == period}
         return tuple(sorted(account for account in found if account.startswith(prefix)))
 
-    def _reserved(self, now_s: float) -> dict[_Key, int]:
-        reserved: dict[_Key, int] = {}
-        for reservation, (until, claims) in list(self._held.items()):
-            if until <= now_s:
-                del self._held[reservation]
-                continue
-            for claim in claims:
-                key = (claim.account, claim.period)
-                reserved[key] = reserved.get(key, 0) + claim.amount
-        return reserved
+    def _free(self, reservation: str) -> None:
+        _, claims = self._held.pop(reservation, (0.0, ()))
+        for account, period, amount, _ in claims:
+            left = self._reserved[account, period] - amount
+            if left:
+                self._reserved[account, period] = left
+            else:
+                del self._reserved[account, period]
+
+    def _expire(self, now_s: float) -> None:
+        """Free what has run out; looked for only once something has."""
+        if now_s < self._expires_s:
+            return
+        for reservation in [name for name, (until, _) in self._held.items() if until <= now_s]:
+            self._free(reservation)
+        self._expires_s = min((until for until, _ in self._held.values()), default=_NEVER_S)
 
     def _standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
-        reserved = self._reserved(now_s)
-        return tuple(Standing(*key, self._spent.get(key, 0), reserved.get(key, 0)) for key in accounts)
+        self._expire(now_s)
+        return tuple([Standing(*key, self._spent.get(key, 0), self._reserved.get(key, 0)) for key in accounts])
 
     # --- feedback, runs, history ------------------------------------------------------------------
 

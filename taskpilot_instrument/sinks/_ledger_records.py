@@ -1,10 +1,12 @@
 """What a ledger keeps, and what can be asked of one."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Final, NamedTuple, Protocol
 
 PICO_PER_USD: Final = 10**12
+#: Ours, because an application may have given its own thread's context fewer digits.
+_EXACT: Final = Context(prec=60, traps=[])
 
 
 class Claim(NamedTuple):
@@ -123,9 +125,9 @@ class Ledger(Protocol):
 
 def to_pico(usd: Decimal) -> int:
     """Return USD in pico-dollars, rounded up: nothing spent is lost."""
-    return -int((-usd * PICO_PER_USD).to_integral_value(rounding="ROUND_FLOOR"))
+    return int(usd.scaleb(12, _EXACT).to_integral_value(ROUND_CEILING, _EXACT))
 
 
 def to_usd(pico: int) -> Decimal:
     """Return pico-dollars in USD, exactly."""
-    return Decimal(pico).scaleb(-12)
+    return Decimal(pico).scaleb(-12, _EXACT)
