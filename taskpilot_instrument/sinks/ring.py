@@ -50,6 +50,8 @@ class Ring:
             return
         parent = operation.parent
         node = self._node(record, id(operation), id(parent) if parent is not None else None)
+        # Its id names it only as long as it lives: a later operation may get the same.
+        node["held"] = operation
         root = id(operation.outermost)
         with self._lock:
             spans = self._open.setdefault(root, [])
@@ -135,7 +137,9 @@ def _tree(root: Node, spans: list[Node]) -> Node:
     waiting: list[tuple[Node, int]] = [(root, 0)]
     while waiting:
         node, depth = waiting.pop()
-        drawn.append({name: value for name, value in node.items() if name not in {"key", "above"}} | {"depth": depth})
+        drawn.append(
+            {name: value for name, value in node.items() if name not in {"key", "above", "held"}} | {"depth": depth}
+        )
         children = sorted(beneath.get(node["key"], ()), key=lambda span: span["started"], reverse=True)
         waiting += [(child, depth + 1) for child in children]
     return {
