@@ -101,6 +101,17 @@ def test_runs_as_trees(shown: tuple[Captured, Server], api: httpx.Client, client
     ]
 
 
+def test_many_runs_stay_apart(shown: tuple[Captured, Server], api: httpx.Client, client: openai.OpenAI) -> None:
+    """However often the memory of a finished call is given to the next one, each run has its own spans."""
+    for number in range(60):
+        with tp.workflow("triage", request_id=f"req-{number}"):
+            for _ in range(3):
+                client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}])
+                PlannerAgent().run(client)
+    depths = [0, 1, 1, 2, 1, 1, 2, 1, 1, 2]
+    assert [depths] * 60 == [[span["depth"] for span in run["spans"]] for run in api.get("/runs").json()]
+
+
 def test_content_is_shown_only_where_captured(client: openai.OpenAI) -> None:
     """Without content capture no prompt or answer is in what the page shows."""
     for capturing in (False, True):
