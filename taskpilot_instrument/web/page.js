@@ -181,14 +181,6 @@ function drawBudgets(budgets) {
     one.ratio, one.ratio >= 1 ? "over" : one.ratio >= 0.8 ? "near" : null)), "None is set.");
 }
 
-function drawTable(id, rows, empty) {
-  if (!rows.length) { at(id).replaceChildren(make("caption", { class: "quiet" }, empty)); return; }
-  const columns = Object.keys(rows[0]);
-  at(id).replaceChildren(
-    make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...columns.map((name) => make("td", {}, String(row[name] ?? none)))))));
-}
-
 let last = null;
 function draw(state) {
   last = state;
@@ -197,8 +189,6 @@ function draw(state) {
   drawEvents(state.events);
   drawCosts(state.costs);
   drawBudgets(state.budgets);
-  drawTable("models", state.models, "No model was called yet.");
-  drawTable("experiments", state.experiments, "None is running.");
 }
 
 const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});

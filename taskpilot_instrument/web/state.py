@@ -111,8 +111,6 @@ def snapshot(handle: Instrumentation, ring: Ring, window: str | None) -> dict[st
         "events": ring.events(_SHOWN_EVENTS),
         "costs": costs(handle),
         "budgets": standing,
-        "models": [],
-        "experiments": [],
         "problems": problems,
     })  # fmt: skip
     return found
