@@ -79,10 +79,6 @@ DESCRIPTION: Final[dict[str, Any]] = {
                 },
             }
         },
-        "/models": _get("Comparison of the models in use", _WINDOW),
-        "/experiments/{name}": _get(
-            "Report of an experiment", {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        ),
         "/budgets": _get("How every budget stands"),
         "/runs": _get("The latest runs, as span trees"),
         "/state": _get("All that the page shows", _WINDOW),
