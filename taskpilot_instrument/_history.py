@@ -16,6 +16,7 @@ from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind, Outcome
+from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
 
@@ -85,12 +86,11 @@ class History:
 
     def noted(self, event: Event, /) -> None:
         """Count a violation."""
-        if self._ledger is None or event.decision in {None, "allow", "fail"}:
+        if self._ledger is None or not is_violation(event):
             return
-        if event.name in {semconv.E_POLICY_DECIDED, semconv.E_TOOL_DENIED}:
-            workflow = event.operation.workflow_name if event.operation is not None else None
-            with self._lock:
-                self._add(self._hour(), f"workflow={workflow or NONE}", {VIOLATIONS: 1})
+        workflow = event.operation.workflow_name if event.operation is not None else None
+        with self._lock:
+            self._add(self._hour(), f"workflow={workflow or NONE}", {VIOLATIONS: 1})
 
     def _remember(self, record: Finished) -> None:
         context, run = record.span.get_span_context(), record.operation
