@@ -150,16 +150,20 @@ class GoldenSignals:
         return _signals.cost_coverage(self.sample)
 
     @property
+    def values(self) -> dict[str, float | None]:
+        """The five signals by their keys, unrounded; None where one is unknown."""
+        return {
+            G_SUCCESS_RATE: self.success_rate,
+            G_P95_LATENCY_MS: self.p95_latency_ms,
+            G_COST_PER_TASK: self.cost_per_successful_task_usd,
+            G_USER_CORRECTNESS: self.user_confirmed_correctness_percent,
+            G_VIOLATION_RATE: self.policy_violation_rate_percent,
+        }
+
+    @property
     def verdicts(self) -> dict[str, Verdict]:
         """A verdict for each signal, by its key."""
-        values = (
-            (G_SUCCESS_RATE, self.success_rate),
-            (G_P95_LATENCY_MS, self.p95_latency_ms),
-            (G_COST_PER_TASK, self.cost_per_successful_task_usd),
-            (G_USER_CORRECTNESS, self.user_confirmed_correctness_percent),
-            (G_VIOLATION_RATE, self.policy_violation_rate_percent),
-        )
-        verdicts = {key: judge(key, value) for key, value in values}
+        verdicts = {key: judge(key, value) for key, value in self.values.items()}
         if self._is_lower_bound and verdicts[G_COST_PER_TASK] is Verdict.HEALTHY:
             verdicts[G_COST_PER_TASK] = Verdict.UNKNOWN  # what is not known may be the larger part
         return verdicts

@@ -28,7 +28,7 @@ _TYPES: Final = {"page.html": "text/html", "page.js": "text/javascript", "page.c
 _PAUSE_S: Final = 1.0
 #: Pages that may watch at once; each costs a task and a look at the figures a second.
 _MOST_WATCHERS: Final = 32
-_VOTE_FIELDS: Final = frozenset({"token", "request_id", "trace_id", "correct", "user", "comment", "score", "id"})
+_VOTE_FIELDS: Final = frozenset(DESCRIPTION["components"]["schemas"]["Vote"]["properties"])
 
 
 def create_app(
@@ -154,15 +154,17 @@ class _Faces:
 
     async def state(self, request: Request) -> Response:
         """Answer with all that the page shows."""
-        window = _query(request, "window").get("window")
-        return JSONResponse(await run_in_threadpool(state.snapshot, self._handle, self._ring, window))
+        return JSONResponse(await self._snapshot(_query(request, "window").get("window")))
+
+    async def _snapshot(self, window: str | None) -> dict[str, Any]:
+        return await run_in_threadpool(state.snapshot, self._handle, self._ring, window)
 
     async def live(self, request: Request) -> Response:
         """Send what the page shows whenever it changes, as server-sent events."""
         window = _query(request, "window").get("window")
         if self._watching >= _MOST_WATCHERS:
             return problem(429, f"{_MOST_WATCHERS} pages are watching already", headers={"Retry-After": "30"})
-        first = await run_in_threadpool(state.snapshot, self._handle, self._ring, window)
+        first = await self._snapshot(window)
         return StreamingResponse(
             self._watch(request, window, first),
             media_type="text/event-stream",
@@ -176,7 +178,7 @@ class _Faces:
             yield f"data: {sent}\n\n"
             while not await request.is_disconnected():
                 await asyncio.sleep(_PAUSE_S)
-                now = json.dumps(await run_in_threadpool(state.snapshot, self._handle, self._ring, window))
+                now = json.dumps(await self._snapshot(window))
                 # A comment keeps the connection, and tells us when nobody is there any more.
                 yield f"data: {now}\n\n" if now != sent else ": still here\n\n"
                 sent = now

@@ -67,11 +67,7 @@ class Gate:
         await self._app(scope, _limited(receive), _with_headers(send))
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
-        host = (
-            headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-            if b":" in headers.get(b"host", b"")
-            else headers.get(b"host", b"").decode("latin-1")
-        )
+        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
         if self._hosts is not None and host not in self._hosts:
             return problem(421, "this server does not answer to that name")
         if not self._may_ask(scope):

@@ -7,12 +7,15 @@ from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import (
+    AGENT,
     G_COST_PER_TASK,
     G_P95_LATENCY_MS,
     G_SUCCESS_RATE,
-    G_USER_CORRECTNESS,
-    G_VIOLATION_RATE,
+    MODEL,
+    N_COST_AGENT,
+    N_COST_MODEL,
 )
+from taskpilot_instrument.sinks._signals import percent
 from taskpilot_instrument.sinks.ring import Ring
 
 #: How many points a sparkline has, and how many seconds each stands for.
@@ -20,17 +23,12 @@ _POINTS: Final = 30
 _POINT_S: Final = 10
 _SHOWN_RUNS: Final = 30
 _SHOWN_EVENTS: Final = 50
+#: What the dotted names of costs begin with, by what they are told apart by.
+_COST_NAMES: Final = {AGENT: N_COST_AGENT.format(agent=""), MODEL: N_COST_MODEL.format(model="")}
 
 
 def signals(found: GoldenSignals) -> dict[str, Any]:
     """Return golden signals with their verdicts, thresholds and what they rest on."""
-    values = {
-        G_SUCCESS_RATE: found.success_rate,
-        G_P95_LATENCY_MS: found.p95_latency_ms,
-        G_COST_PER_TASK: found.cost_per_successful_task_usd,
-        G_USER_CORRECTNESS: found.user_confirmed_correctness_percent,
-        G_VIOLATION_RATE: found.policy_violation_rate_percent,
-    }
     verdicts = found.verdicts
     return {
         "verdict": str(found.verdict),
@@ -38,7 +36,7 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
         "runs": found.runs,
         "successes": found.successes,
         "feedback": found.feedback,
-        "feedback_response_rate_percent": _share(found.feedback, found.runs),
+        "feedback_response_rate_percent": percent(found.feedback, found.runs),
         "violations": found.violations,
         "checked_runs": found.checked_runs,
         "check_failed_runs": found.check_failed_runs,
@@ -52,13 +50,9 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
                 "healthy": THRESHOLDS[key].healthy if key in THRESHOLDS else None,
                 "warning": THRESHOLDS[key].warning if key in THRESHOLDS else None,
             }
-            for key, value in values.items()
+            for key, value in found.values.items()
         },
     }
-
-
-def _share(part: float | None, whole: float) -> float | None:
-    return 100 * part / whole if part is not None and whole else None
 
 
 def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
@@ -85,10 +79,10 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
 def costs(handle: Instrumentation) -> dict[str, dict[str, float]]:
     """Return what was spent by agent and by model, in USD."""
     counters: Any = handle.metrics.get_all_metrics()["counters"]
-    found: dict[str, dict[str, float]] = {"agent": {}, "model": {}}
+    found: dict[str, dict[str, float]] = {by: {} for by in _COST_NAMES}
     for name, value in counters.items():
         for by, spent in found.items():
-            prefix = f"llm.cost.{by}."
+            prefix = _COST_NAMES[by]
             if name.startswith(prefix) and value:
                 spent[name.removeprefix(prefix)] = value
     return {by: dict(sorted(spent.items(), key=lambda item: -item[1])[:20]) for by, spent in found.items()}
