@@ -22,8 +22,8 @@ class Window(NamedTuple):
 def window_at(name: str, zone: ZoneInfo, at_s: float) -> Window:
     """Return the window that an instant falls into.
 
-    Days, ISO weeks (from Monday on) and months begin at local midnight: a day may have 23 or 25 hours. Hours are those
-    of the clock in UTC plus the zone's offset, so an hour that a clock shows twice is two windows.
+    Days, ISO weeks (from Monday on) and months begin at local midnight: a day may have 23 or 25 hours. An hour that the
+    clock shows twice is two windows.
 
     :param name: ``hour``, ``day``, ``week``, ``month`` or ``total``.
     :param at_s: seconds since 1970.
@@ -32,11 +32,11 @@ def window_at(name: str, zone: ZoneInfo, at_s: float) -> Window:
     if name == "total":
         return Window("total", None)
     if name == "hour":
-        # Reckoned in UTC, where no hour is missing or twice.
+        # The end is reckoned in UTC, where no hour is missing or twice.
         past = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
         begins = datetime.fromtimestamp(at_s, UTC) - past
         ends = (begins + timedelta(hours=1)).astimezone(zone)
-        return Window(begins.astimezone(zone).strftime("%Y-%m-%dT%H%z"), ends)
+        return Window(local.strftime("%Y-%m-%dT%H%z"), ends)
     day = local.date()
     if name == "day":
         key, after = day.isoformat(), day + timedelta(days=1)

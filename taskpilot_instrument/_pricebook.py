@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # A context of our own: the application may have set a precision that rounds, or traps that raise.
 _EXACT: Final = Context(prec=1000)
 _PER_MILLION_EXPONENT: Final = -6
+_PICO_DIGITS: Final = 12
 _NEVER: Final = math.inf
 
 # Keys of the price table, without their `_mtok`.
@@ -42,8 +43,8 @@ class Rates:
     """
 
     __slots__ = (
-        "_base", "_cached_audio_rated", "_exponent", "_input_audio_rated", "_output_audio_rated", "_output_rated",
-        "_per_request", "_tiers",
+        "_base", "_cached_audio_rated", "_dearest", "_exponent", "_input_audio_rated", "_output_audio_rated",
+        "_output_rated", "_per_request", "_tiers",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Rates:
         self._base = _coefficients(rates, shift)
         self._tiers = tuple((start, _coefficients(tier, shift)) for start, tier in tiers)
         self._per_request = _whole(per_thousand_requests, shift) * 1000
+        self._dearest = ((-1, _dearest(self._base)), *((start, _dearest(tier)) for start, tier in self._tiers))
         self._output_rated = OUTPUT in rates
         self._input_audio_rated = _INPUT_AUDIO in rates
         self._output_audio_rated = _OUTPUT_AUDIO in rates
@@ -92,6 +94,22 @@ class Rates:
             return None
         total = sum(map(mul, rates, usage), self._per_request)
         return _EXACT.scaleb(total, self._exponent)
+
+    def most_pico(self, given: int, made: int, *, has_media: bool) -> int | None:
+        """Return the most that so many tokens may cost, in pico-dollars, rounded up; None without a rate.
+
+        :param has_media: whether sound or pictures are among them.
+        """
+        if made and not self._output_rated:
+            return None
+        most = 0
+        for start, (text_in, text_out, media_in, media_out) in self._dearest:
+            if given > start:
+                cost = given * media_in + made * media_out if has_media else given * text_in + made * text_out
+                most = max(most, cost)
+        exponent = _PICO_DIGITS + self._exponent
+        most += self._per_request
+        return most * 10**exponent if exponent >= 0 else -(-most // 10**-exponent)
 
     def _covers(self, usage: TokenUsage, rates: TokenUsage) -> bool:
         """Tell whether the rates say what audio, image and uncounted tokens cost."""
@@ -128,6 +146,17 @@ def _coefficients(rates: Mapping[str, Decimal], shift: int) -> TokenUsage:
         output_image_tokens=whole.get("output_image", made) - made,
         extra_output_tokens=made,
     )
+
+
+def _dearest(rates: TokenUsage) -> tuple[int, int, int, int]:
+    """Return what a token costs at most: of text in and out, and where sound and pictures are among them."""
+    given = rates.input_tokens or 0
+    made = rates.output_tokens or 0
+    text_in, text_out = given + max(0, rates.cache_write_tokens), made + max(0, rates.reasoning_tokens)
+    # The dearest of what one token can be: none is both a recording's and a picture's.
+    media_in = given + max(0, rates.cache_write_tokens, rates.input_audio_tokens, rates.input_image_tokens)
+    media_out = made + max(0, rates.reasoning_tokens, rates.output_audio_tokens, rates.output_image_tokens)
+    return text_in, text_out, media_in, media_out
 
 
 def _whole(rate: Decimal, shift: int) -> int:

@@ -197,7 +197,22 @@ class PriceBook:
         """
         return self._priced(usage, (model, response_model, provider, base_url, service_tier))
 
+    def most_pico(self, call: "LLMCall", input_tokens: int, output_tokens: int, /) -> int | None:
+        """Return the most that so many tokens may cost, in pico-dollars: no discount, and each at its dearest rate.
+
+        :return: None where the price is unknown.
+        """
+        most = call.most
+        tier, has_media = (None, False) if most is None else (most.service_tier, most.has_media)
+        rates = self._answer((call.model, None, call.provider, call.base_url, tier)).rates
+        return None if rates is None else rates.most_pico(input_tokens, output_tokens, has_media=has_media)
+
     def _priced(self, usage: TokenUsage, key: _Key) -> Price | None:
+        answer = self._answer(key)
+        usd = answer.rates.cost(usage) if answer.rates is not None else None
+        return Price(usd, answer.source) if usd is not None else None
+
+    def _answer(self, key: _Key) -> _Answer:
         since, cache = self._cache
         if since != self._table.version:
             # Read the version first: a change in between starts one more cache, and no stale one.
@@ -207,8 +222,7 @@ class PriceBook:
             if len(cache) >= _MAX_LOOKUPS:
                 cache.clear()
             answer = cache[key] = self._look_up(Lookup(*key))
-        usd = answer.rates.cost(usage) if answer.rates is not None else None
-        return Price(usd, answer.source) if usd is not None else None
+        return answer
 
     def _look_up(self, lookup: Lookup) -> _Answer:
         for name in (lookup.model, lookup.response_model):

@@ -339,6 +339,7 @@ LOG_FIELDS_ALWAYS: Final = (
 LOG_FIELDS_OPTIONAL: Final = (
     "workflow", "agent", "tool", "model", "input_tokens", "output_tokens", "cost_usd", "cost_source", "latency_ms",
     "outcome", "input_length", "output_length", "error_type", "error_message", "policy", "decision", "reason",
+    "experiment", "variant",
 )  # fmt: skip
 
 # The fields that are no tag as well.
@@ -382,6 +383,7 @@ ECS_FIELDS: Final[dict[str, str]] = {
     "latency_ms": "taskpilot.latency_ms", "outcome": "labels.outcome", "input_length": "taskpilot.input_length",
     "output_length": "taskpilot.output_length", "error_type": "error.type", "error_message": "error.message",
     "policy": "labels.policy", "decision": "labels.decision", "reason": "event.reason",
+    "experiment": "labels.experiment", "variant": "labels.variant",
 }  # fmt: skip
 #: ``event.outcome`` knows three values.
 ECS_OUTCOMES: Final[dict[str, str]] = {

@@ -73,45 +73,6 @@ def body_of(options: Any) -> dict[str, Any]:
     return {**body, **extra} if extra and isinstance(extra, Mapping) else body
 
 
-# --- what it may cost ---------------------------------------------------------------------------
-
-_OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-#: Members that become input tokens.
-_INPUTS: Final = ("messages", "input", "prompt", "instructions", "tools", "functions", "response_format", "text")
-#: English has about four bytes a token, JSON and most other languages more tokens; a message costs a few by itself.
-_BYTES_PER_TOKEN: Final = 3
-_TOKENS_PER_PART: Final = 8
-#: What a picture or a recording costs at most depends on its size, which is not known here.
-_TOKENS_PER_FILE: Final = 1_500
-_FILES: Final = frozenset({"image_url", "input_audio", "file_data", "image"})
-_DEEPEST: Final = 12
-
-
-def worst_case(body: dict[str, Any]) -> tuple[int, int | None]:
-    """Return an upper estimate of the input tokens, and the most output tokens that the request allows.
-
-    :return: None for the output where the request sets no limit.
-    """
-    given = sum(_estimate(body[name], 0) for name in _INPUTS if name in body)
-    limits = [body[name] for name in _OUTPUT_LIMITS if type(body.get(name)) is int]
-    choices = body.get("n") if type(body.get("n")) is int else 1
-    return given, max(limits) * max(1, choices or 1) if limits else None
-
-
-def _estimate(value: Any, depth: int) -> int:
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1
-    if isinstance(value, Mapping) and depth < _DEEPEST:
-        return _TOKENS_PER_PART + sum(
-            _TOKENS_PER_FILE if key in _FILES else _estimate(item, depth + 1) for key, item in value.items()
-        )
-    if isinstance(value, list | tuple) and depth < _DEEPEST:
-        if value and type(value[0]) is int:
-            return len(value)  # tokens already
-        return sum(_estimate(item, depth + 1) for item in value)
-    return 1
-
-
 # --- where it goes ------------------------------------------------------------------------------
 
 #: ``gen_ai.provider.name`` by host: the well-known values of the GenAI conventions.

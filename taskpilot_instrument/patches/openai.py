@@ -19,6 +19,7 @@ from taskpilot_instrument.health import tally
 from taskpilot_instrument.patches._openai_attributes import rate_limits, request_attributes
 from taskpilot_instrument.patches._openai_content import capture_input
 from taskpilot_instrument.patches._openai_late import LateCall, is_running
+from taskpilot_instrument.patches._openai_most import most_of
 from taskpilot_instrument.patches._openai_request import (
     Surface,
     body_of,
@@ -26,7 +27,6 @@ from taskpilot_instrument.patches._openai_request import (
     llm_call,
     server_of,
     surface_of,
-    worst_case,
 )
 from taskpilot_instrument.patches._openai_response import ChunkedReader, EventReader, WholeReader, read_response
 from taskpilot_instrument.patches._openai_usage import asking_for_usage, may_refuse_usage, remember_refusal
@@ -228,7 +228,10 @@ class _Call:
 
     def _pass_gates(self) -> None:
         try:
-            self.llm.most_input_tokens, self.llm.most_output_tokens = worst_case(body_of(self.options))
+            options, uploads = self.options, getattr(self.options, "files", None)
+            self.llm.most = most_of(
+                body_of(options), self.surface.operation, url=options.url, uploads=len(uploads or ())
+            )
         except Exception as error:
             swallow("request", error)
         self.operation.admit()

@@ -21,6 +21,7 @@ from opentelemetry.trace import (
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument.context import experiments_of
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
 from taskpilot_instrument.usage import TokenUsage
@@ -144,6 +145,8 @@ class TraceSink:
             tags[names.SESSION_ID] = ids.session_id
         if ids.user_id is not None:
             tags[names.USER_ID] = ids.user_id
+        if ids.variants:
+            tags[names.EXPERIMENT], tags[names.VARIANT] = experiments_of(ids)
         if usage is not None:
             _usage_tags(tags, usage, record.kind)
         if record.cost is not None:
