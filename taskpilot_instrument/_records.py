@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.semconv import Kind, Outcome
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import Beside, TokenUsage
 
 if TYPE_CHECKING:
     from taskpilot_instrument._operation import Operation
@@ -55,9 +55,10 @@ class LLMCall:
     """
 
     __slots__ = (
-        "base_url", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model",
-        "most", "operation", "output_messages", "provider", "provider_request_id", "request", "reserved", "response_id", "response_model", "retries", "server_address", "server_port",
-        "service_tier", "streamed", "system_instructions", "usage",
+        "base_url", "beside", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model", "most",
+        "operation", "output_messages", "provider", "provider_request_id", "request", "reserved", "response_id",
+        "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
+        "system_instructions", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +86,8 @@ class LLMCall:
         self.finish_reasons: tuple[str, ...] = ()
         self.service_tier: str | None = None
         self.usage: TokenUsage | None = None
+        #: What is billed beside the tokens: hosted tools, characters, seconds.
+        self.beside: Beside | None = None
         #: True where the provider may bill the call: it answered, or nobody waited for its answer.
         self.billable = False
         self.first_chunk_ns: int | None = None

@@ -156,11 +156,11 @@ class Budget:
     def accounts_of(self, values: Mapping[str, str | None], variants: Sequence[tuple[str, str]]) -> tuple[str, ...]:
         """Return the accounts that a call is charged to: none where the budget does not speak of it.
 
+        Without a scope that is the one named by the prefix.
+
         :param values: what the call is, by the names of :data:`SCOPES`.
         :param variants: the experiments that it takes part in, each with its variant.
         """
-        if not self.scope:
-            return (self.prefix,)
         if semconv.EXPERIMENT not in self.scope and semconv.VARIANT not in self.scope:
             account = self._account_of(values)
             return () if account is None else (account,)

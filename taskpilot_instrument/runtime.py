@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from taskpilot_instrument import _guard, comparison, golden, pricing
 from taskpilot_instrument._assembly import add_alerts, add_budgets, assemble
+from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._delivery import Provider, flush_in_time
 from taskpilot_instrument._operation import Recorder, activate, active, finish_orphans
 from taskpilot_instrument._records import Event
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from taskpilot_instrument.alerts import Alert, Callback
     from taskpilot_instrument.budgets import Budget, BudgetStatus
     from taskpilot_instrument.feedback import Feedback, Receipt
-    from taskpilot_instrument.patches._patching import Patch
+    from taskpilot_instrument.integrations._patches import Switch
     from taskpilot_instrument.sinks.ring import Ring
     from taskpilot_instrument.workflow import WorkflowRun
 
@@ -60,7 +61,8 @@ class Instrumentation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._clock = settings.clock or Clock(time.perf_counter_ns, time.time_ns)
-        self._patches: list[Patch] = []
+        self._patches: list[Switch] = []
+        self._frameworks = _frameworks(settings)
         self._server: Any = None
         self._votes: Feedback | None = None
         self._ring: Ring | None = None
@@ -109,6 +111,7 @@ class Instrumentation:
                 self.parts.gates,
                 self.parts.controls,
                 self.parts.listeners,
+                Bills(),
             )
             self._opened = opened.pop_all()
 
@@ -128,7 +131,7 @@ class Instrumentation:
         with _lock:
             _running.append(self)
             activate(self._recorder)
-            self._patches = _apply_patches(self.settings)
+            self._patches = _apply_patches(self.settings, self._frameworks)
             atexit.register(self._at_exit)
 
     def uninstrument(self) -> None:
@@ -201,6 +204,8 @@ class Instrumentation:
     def _at_exit(self) -> None:
         abandon_open_streams(self._recorder)
         finish_orphans()
+        if self.parts.spending is not None:
+            self.parts.spending.close()
         if self.parts.alerts is not None:
             self.parts.alerts.flush()
 
@@ -389,6 +394,8 @@ class Instrumentation:
         :raises LedgerError: where the ledger cannot be opened.
         """
         with _lock:
+            if self not in _running:
+                return
             if self.parts.spending is None:
                 spending = add_budgets(
                     self.parts, self.settings, self._clock, self._recorder.prices, self.metrics, self._opened
@@ -498,19 +505,28 @@ def _serve_metrics(port: int, address: str, registry: Any) -> Any:
     return server
 
 
-def _apply_patches(settings: Settings) -> "list[Patch]":
+def _apply_patches(settings: Settings, frameworks: "list[Switch]") -> "list[Switch]":
     # Imported here: the library works, and imports fast, where openai is not installed.
     from taskpilot_instrument.patches import openai, threads
 
-    patches: list[Patch] = []
+    patches: list[Switch] = []
     if settings.patch_openai:
         with suppress(ImportError):
             patches += openai.patches()
     if settings.propagate_threads:
         patches += threads.patches()
+    patches += frameworks
     for patch in patches:
         patch.apply()
     return patches
+
+
+def _frameworks(settings: Settings) -> "list[Switch]":
+    if not settings.frameworks or not settings.enabled:
+        return []
+    from taskpilot_instrument.integrations._frameworks import switches
+
+    return switches(settings.frameworks)
 
 
 def _forget(instrumentation: Instrumentation) -> None:

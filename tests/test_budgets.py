@@ -5,19 +5,15 @@ import multiprocessing
 import threading
 import time
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
-from taskpilot_instrument._budget_windows import window_at
 from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
 from taskpilot_instrument.sinks.ledger import Claim, open_ledger, to_pico
@@ -309,52 +305,7 @@ def test_processes_do_not_overspend(server: EmbeddedServer, tmp_path: Path) -> N
     held(ledger, sum(sent))
 
 
-# --- windows ------------------------------------------------------------------------------------
-
-ZONES = [
-    "UTC",
-    "Europe/Berlin",
-    "America/New_York",
-    "Asia/Kolkata",
-    "Australia/Lord_Howe",
-    "America/Havana",
-    "Asia/Beirut",
-]
-INSTANTS = st.integers(1_577_836_800, 1_893_456_000)
-
-
-@given(st.sampled_from(["hour", "day", "week", "month"]), st.sampled_from(ZONES), INSTANTS)
-def test_a_window_ends_where_the_next_begins(name: str, zone: str, at_s: int) -> None:
-    """An instant lies before its window's end; the instant before the end is in it, the end is in the next."""
-    window = window_at(name, ZoneInfo(zone), at_s)
-    assert window.ends_at is not None
-    end = window.ends_at.timestamp()
-    assert at_s < end
-    assert window == window_at(name, ZoneInfo(zone), end - 1)
-    assert window.key != window_at(name, ZoneInfo(zone), end).key
-
-
-@given(st.sampled_from(["day", "week", "month"]), st.sampled_from(ZONES), INSTANTS)
-def test_windows_end_at_local_midnight(name: str, zone: str, at_s: int) -> None:
-    """Days, weeks and months end when the local date changes, weeks on a Monday, months on a first."""
-    ends = window_at(name, ZoneInfo(zone), at_s).ends_at
-    assert ends is not None
-    before = ends.astimezone(UTC) - timedelta(seconds=1)
-    assert before.astimezone(ZoneInfo(zone)).date() < ends.date()
-    assert name != "week" or ends.weekday() == 0
-    assert name != "month" or ends.day == 1
-
-
-@pytest.mark.parametrize(("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25), ("2026-06-01", 24)])
-def test_days_are_as_long_as_the_clock_makes_them(day: str, hours: int) -> None:
-    """The day on which clocks go forward has 23 hours, and the one on which they go back 25."""
-    zone = ZoneInfo("Europe/Berlin")
-    begin = datetime.fromisoformat(f"{day}T00:00").replace(tzinfo=zone).timestamp()
-    window = window_at("day", zone, begin)
-    assert window.ends_at is not None
-    assert day == window.key
-    assert hours * 3600 == window.ends_at.timestamp() - begin
-    assert hours == len({window_at("hour", zone, begin + 1800 * step).key for step in range(2 * hours)})
+# --- windows ----------------------------------------------------------------------------------
 
 
 def test_spending_begins_anew(client: openai.OpenAI, server: EmbeddedServer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import operator
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
@@ -15,10 +16,9 @@ from taskpilot_instrument import _guard
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
 from taskpilot_instrument.testing import Captured, capture
 
-need("langchain_core", "langchain_openai", "langgraph")
+need("langchain_openai", "langgraph")
 
-import operator  # noqa: E402 - only where they are installed
-
+from langchain_core.runnables import RunnableLambda  # noqa: E402 - only where they are installed
 from langchain_core.tools import BaseTool, StructuredTool, tool  # noqa: E402
 from langchain_openai import ChatOpenAI  # noqa: E402
 from langgraph.checkpoint.memory import InMemorySaver  # noqa: E402
@@ -64,13 +64,11 @@ def agent_of(model: Any, *tools: Any, name: str | None = "PlannerAgent", checkpo
     async def think_later(state: Any) -> Any:
         return {"messages": [await bound.ainvoke(state["messages"])]}
 
-    from langgraph._internal._runnable import RunnableCallable
-
     graph: Any = StateGraph(MessagesState)
-    graph.add_node("agent", RunnableCallable(think, think_later))
+    graph.add_node("agent", RunnableLambda(think, think_later))
     graph.add_edge(START, "agent")
     if tools:
-        graph.add_node("tools", ToolNode(list(tools)))
+        graph.add_node("tools", ToolNode(list(tools), handle_tool_errors=False))
         graph.add_conditional_edges("agent", tools_condition)
         graph.add_edge("tools", "agent")
     return graph.compile(name=name, checkpointer=checkpointer)
@@ -247,9 +245,7 @@ async def test_a_workflow(captured: Captured, server: EmbeddedServer, model: Any
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_agents_as_nodes(
-    captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]
-) -> None:
+async def test_agents_as_nodes(captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]) -> None:
     """A node that is an agent itself is one agent, by its own name or by that of the node."""
     server.script(calls("create_task", title="Tea"), says(), says())
     graph: Any = StateGraph(MessagesState)
@@ -295,17 +291,15 @@ async def test_nodes_beside_each_other(
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_failing_call(
-    captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]
-) -> None:
+async def test_a_failing_call(captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]) -> None:
     """The provider's error reaches the caller as it is, and ends the run as one."""
     server.script(Reply.error(400))
 
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as raised:
         await run(agent_of(model))
 
     assert {"workflow.run": "error", "PlannerAgent.execute": "error"} == outcomes(captured)
-    assert "BadRequestError" in captured.tags("PlannerAgent.execute")["error.type"]
+    assert raised.type.__name__ == captured.tags("PlannerAgent.execute")["error.type"]
 
 
 @pytest.mark.parametrize("run", [run_invoke, run_ainvoke])
@@ -343,9 +337,7 @@ async def test_a_node_that_is_tried_again(captured: Captured, server: EmbeddedSe
 
 
 @pytest.mark.parametrize("run", [run_ainvoke, run_astream])
-async def test_a_cancelled_run(
-    captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]
-) -> None:
+async def test_a_cancelled_run(captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]) -> None:
     """A cancelled task ends its run as cancelled."""
     server.script(Reply("late", delay=5.0))
     task: asyncio.Task[Any] = asyncio.create_task(run(agent_of(model)))
@@ -427,6 +419,31 @@ async def test_a_graph_that_waits_for_a_person(
 def outcomes_of_all(captured: Captured) -> list[Any]:
     """Return the outcome of each workflow, agent and tool run."""
     return [(span.attributes or {})["outcome"] for span in captured.spans if span.name != CHAT]
+
+
+async def test_a_hand_over_to_the_graph_around(captured: Captured, server: EmbeddedServer, model: Any) -> None:
+    """A node that hands over to another graph's node has done its part, though the framework raises for it."""
+    server.script(says("over"), says())
+
+    def hand_over(_: Notes) -> Any:
+        return Command(goto="ExecutorAgent", graph=Command.PARENT, update={"notes": [model.invoke("go").content]})
+
+    def execute(_: Notes) -> Any:
+        return {"notes": [model.invoke("go").content]}
+
+    inner: Any = StateGraph(Notes)
+    inner.add_node("PlannerAgent", hand_over)
+    inner.add_edge(START, "PlannerAgent")
+    outer: Any = StateGraph(Notes)
+    outer.add_node("planning", inner.compile(name="planning"), destinations=("ExecutorAgent",))
+    outer.add_node("ExecutorAgent", execute)
+    outer.add_edge(START, "planning")
+
+    await outer.compile(name="taskpilot").ainvoke({"notes": []})
+
+    assert captured.tree() == [*CHAIN[:3], *CHAIN[5:]]
+    assert {"success"} == set(outcomes(captured).values())
+    assert_spent(captured, 2)
 
 
 async def test_a_refused_call_is_blocked(server: EmbeddedServer, model: Any) -> None:
@@ -532,9 +549,7 @@ async def test_a_policy_denies_a_tool(
 
 
 @pytest.mark.parametrize("run", [run_invoke, run_ainvoke, run_stream, run_astream])
-async def test_a_guardrail_blocks_what_was_asked(
-    server: EmbeddedServer, model: Any, run: Callable[..., Any]
-) -> None:
+async def test_a_guardrail_blocks_what_was_asked(server: EmbeddedServer, model: Any, run: Callable[..., Any]) -> None:
     """A guardrail that blocks what was asked of an agent keeps it from running."""
     guardrail = tp.Guardrail("no-tasks", check_input=lambda text: "Create" not in text)
     with capture(frameworks=["langchain"], guardrails=[guardrail]) as captured:

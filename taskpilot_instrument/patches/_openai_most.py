@@ -1,7 +1,8 @@
 """Estimate from above what a request may use: read where a gate is to be asked before it is sent.
 
 It is an estimate, because only the provider has the tokenizer. Of what people and programs write it is above the count
-of OpenAI's tokenizers by half or more; scripts that these know badly may exceed it, by less than three quarters.
+of OpenAI's tokenizers by half or more. What these know badly (ids, rare scripts, letters in no order) may have more
+tokens, up to twice as many.
 """
 
 from collections.abc import Mapping
@@ -37,10 +38,9 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
     if operation == semconv.OPERATION_MODERATION:
         return Most(0, 0)
     estimate = Estimate(body.get("model"), _SPECIAL, has_media=operation not in _TEXT_ONLY)
-    given: int | None = uploads * estimate.per_picture
-    limit, answers = 0, 1
-    try:
-        for name, value in body.items():
+    given, limit, answers, is_told = uploads * estimate.per_picture, 0, 1, True
+    for name, value in body.items():
+        try:
             if name in _MESSAGES:
                 given += estimate.of(value)
             elif name in _DEFINITIONS:
@@ -49,25 +49,25 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
                 limit = max(limit, _whole(value))
             elif name in _CHOICES:
                 answers = max(answers, _whole(value))
-    except (TypeError, RecursionError):
-        given = None  # something that can be read once, by the client; or what it cannot send either
+        except (TypeError, RecursionError):
+            is_told = False  # something that can be read once, by the client; or what it cannot send either
     is_sound = estimate.has_media and "/audio/" in url
     if is_sound and uploads:
-        given = None  # how long a recording is, only the provider finds out
-    elif given is not None and "tools" in body:
+        is_told = False  # how long a recording is, only the provider finds out
+    if "tools" in body:
         given += _TOKENS_PER_REFERENCE * _hosted(body["tools"])
     if "prompt" in body:
         answers *= _prompts(body["prompt"])
-    if "modalities" in body and "audio" in (body["modalities"] or ()):
+    modalities, tier = body.get("modalities"), body.get("service_tier")
+    if isinstance(modalities, list) and "audio" in modalities:
         estimate.has_media = True
-    tier = body.get("service_tier")
     return Most(
-        given,
+        given if is_told else None,
         limit * answers or _unlimited(body, operation, answers, is_sound=is_sound),
         answers,
         _continued(body),
         estimate.has_media,
-        tier if tier != "auto" else None,
+        tier if isinstance(tier, str) and tier != "auto" else None,
     )
 
 
@@ -77,7 +77,9 @@ def _whole(value: object) -> int:
 
 def _hosted(tools: Any) -> int:
     """Count the tools that find input inside the call; the caller sends what the others find."""
-    return sum(isinstance(tool, Mapping) and tool.get("type", "function") not in _OWN_TOOLS for tool in tools or ())
+    if not isinstance(tools, list):
+        return 0
+    return sum(isinstance(tool, Mapping) and tool.get("type", "function") not in _OWN_TOOLS for tool in tools)
 
 
 def _prompts(prompt: Any) -> int:

@@ -1,68 +1,11 @@
-"""Read an OpenAI request: is it billable, which operation is it, what does it ask for."""
+"""Read an OpenAI request: what it asks for, what it may cost, and where it goes."""
 
-import re
 import weakref
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from taskpilot_instrument import semconv
 from taskpilot_instrument._records import LLMCall
-
-
-class Surface(NamedTuple):
-    """One billable endpoint.
-
-    :param operation: ``gen_ai.operation.name``.
-    :param events: True where its streams are typed events with a response inside, not chunks.
-    :param is_free: True where the provider bills nothing.
-    """
-
-    operation: str
-    events: bool
-    is_free: bool = False
-
-
-_SURFACES: Final[dict[str, Surface]] = {
-    "/chat/completions": Surface(semconv.OPERATION_CHAT, events=False),
-    "/completions": Surface(semconv.OPERATION_COMPLETION, events=False),
-    "/responses": Surface(semconv.OPERATION_CHAT, events=True),
-    "/responses/compact": Surface(semconv.OPERATION_CHAT, events=True),
-    "/embeddings": Surface(semconv.OPERATION_EMBEDDINGS, events=False),
-    "/images/generations": Surface(semconv.OPERATION_IMAGE, events=True),
-    "/images/edits": Surface(semconv.OPERATION_IMAGE, events=True),
-    "/images/variations": Surface(semconv.OPERATION_IMAGE, events=True),
-    "/audio/transcriptions": Surface(semconv.OPERATION_AUDIO, events=True),
-    "/audio/translations": Surface(semconv.OPERATION_AUDIO, events=True),
-    "/audio/speech": Surface(semconv.OPERATION_AUDIO, events=True),
-    "/moderations": Surface(semconv.OPERATION_MODERATION, events=False, is_free=True),
-}
-#: What was started before is asked for here, and its usage told: a response (or its cancellation), a batch.
-_LATE: Final = re.compile(r"/(responses|batches)/([\w-]+)(?:/cancel)?$")
-#: What may stand before the endpoint where the path is given whole: host, version, Azure deployment.
-_PREFIX: Final = re.compile(r"^(?:https?://[^/]+)?(?:/openai)?(?:/v\d+)?(?:/deployments/[^/]+)?(?=/)")
-
-
-def surface_of(method: str, url: str) -> Surface | None:
-    """Return the billable endpoint that a request goes to, None for any other request."""
-    if method.lower() != "post":
-        return None
-    found = _SURFACES.get(url)
-    if found is not None:
-        return found
-    path = url.partition("?")[0].rstrip("/")
-    return _SURFACES.get(_PREFIX.sub("", path if path.startswith(("/", "http")) else f"/{path}"))
-
-
-def late_surface_of(method: str, url: str) -> Surface | None:
-    """Return the endpoint at which something that runs in the background tells its usage, None for any other."""
-    path = url.partition("?")[0].rstrip("/")
-    found = _LATE.search(path)
-    if found is None or method.lower() not in {"get", "post"} or path.endswith("/responses/compact"):
-        return None
-    return _BATCH if found[1] == "batches" else _SURFACES["/responses"]
-
-
-_BATCH: Final = Surface(semconv.OPERATION_BATCH, events=False)
+from taskpilot_instrument.patches._openai_surfaces import Surface
 
 
 def body_of(options: Any) -> dict[str, Any]:
