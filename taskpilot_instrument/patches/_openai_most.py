@@ -11,12 +11,16 @@ from typing import Any, Final
 from taskpilot_instrument import semconv
 from taskpilot_instrument._records import CONVERSATION, Most
 
-_OUTPUT_LIMITS: Final = frozenset({"max_completion_tokens", "max_output_tokens", "max_tokens"})
-#: Members that become input tokens; in a definition ``image`` is the name of a field, and no picture.
-_MESSAGES: Final = frozenset({"messages", "input", "prompt", "suffix", "instructions"})
-_DEFINITIONS: Final = frozenset({"tools", "functions", "response_format", "text"})
+_CONTENT, _DEFINITION, _LIMIT, _CHOICES, _OTHER = range(5)
+#: What the members of a request are for; those that change nothing are not among them.
+_MEMBERS: Final = {
+    **dict.fromkeys(("messages", "input", "prompt", "suffix", "instructions"), _CONTENT),
+    **dict.fromkeys(("tools", "functions", "response_format", "text"), _DEFINITION),
+    **dict.fromkeys(("max_completion_tokens", "max_output_tokens", "max_tokens"), _LIMIT),
+    **dict.fromkeys(("n", "best_of"), _CHOICES),
+    **dict.fromkeys(("conversation", "previous_response_id", "modalities", "service_tier"), _OTHER),
+}
 _TEXT_ONLY: Final = frozenset({semconv.OPERATION_CHAT, semconv.OPERATION_COMPLETION, semconv.OPERATION_EMBEDDINGS})
-_CHOICES: Final = frozenset({"n", "best_of"})
 #: Tools whose result the caller sends; what the others find becomes input inside the call.
 _OWN_TOOLS: Final = frozenset({"function", "custom"})
 #: A file or search of the provider's, whose content is not in the request.
@@ -38,36 +42,46 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
     if operation == semconv.OPERATION_MODERATION:
         return Most(0, 0)
     estimate = Estimate(body.get("model"), _SPECIAL, has_media=operation not in _TEXT_ONLY)
-    given, limit, answers, is_told = uploads * estimate.per_picture, 0, 1, True
+    given, limit, answers, is_told, has_more = uploads * estimate.per_picture, 0, 1, True, False
     for name, value in body.items():
+        use = _MEMBERS.get(name)
+        if use is None:
+            continue
         try:
-            if name in _MESSAGES:
+            if use == _CONTENT:
                 given += estimate.of(value)
-            elif name in _DEFINITIONS:
+            elif use == _DEFINITION:
                 given += _PLAIN.of(value)
-            elif name in _OUTPUT_LIMITS:
+            elif use == _LIMIT:
                 limit = max(limit, _whole(value))
-            elif name in _CHOICES:
+            elif use == _CHOICES:
                 answers = max(answers, _whole(value))
+            else:
+                has_more = True
         except (TypeError, RecursionError):
             is_told = False  # something that can be read once, by the client; or what it cannot send either
-    is_sound = estimate.has_media and "/audio/" in url
-    if is_sound and uploads:
-        is_told = False  # how long a recording is, only the provider finds out
     if "tools" in body:
         given += _TOKENS_PER_REFERENCE * _hosted(body["tools"])
     if "prompt" in body:
         answers *= _prompts(body["prompt"])
-    modalities, tier = body.get("modalities"), body.get("service_tier")
-    if isinstance(modalities, list) and "audio" in modalities:
-        estimate.has_media = True
-    return Most(
-        given if is_told else None,
+        has_more = True
+    is_sound = estimate.has_media and "/audio/" in url
+    most = Most(
+        None if is_sound and uploads or not is_told else given,  # how long a recording is, only the provider finds out
         limit * answers or _unlimited(body, operation, answers, is_sound=is_sound),
         answers,
-        _continued(body),
-        estimate.has_media,
-        tier if isinstance(tier, str) and tier != "auto" else None,
+        has_media=estimate.has_media,
+    )
+    return _with_more(most, body) if has_more else most
+
+
+def _with_more(most: Most, body: Mapping[str, Any]) -> Most:
+    """Add what few requests have."""
+    modalities, tier = body.get("modalities"), body.get("service_tier")
+    return most._replace(
+        continues=_continued(body),
+        has_media=most.has_media or (isinstance(modalities, list) and "audio" in modalities),
+        service_tier=tier if isinstance(tier, str) and tier != "auto" else None,
     )
 
 
