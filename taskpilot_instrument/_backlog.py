@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator
+from time import monotonic, sleep
 from typing import Final, NamedTuple
 
 from taskpilot_instrument._guard import count
@@ -13,6 +14,9 @@ from taskpilot_instrument.sinks.ledger import Claim, Ledger, Standing
 _log = logging.getLogger("taskpilot_instrument")
 #: Money beyond that is lost to the budgets, and said so.
 _MOST: Final = 100_000
+#: How long an absent ledger is waited for at the end: the circuit before it asks it again after half a second.
+_LAST_S: Final = 1.0
+_NAP_S: Final = 0.05
 
 
 class Settlement(NamedTuple):
@@ -68,9 +72,14 @@ class Backlog:
             yield settlement, standings
 
     def close(self, now_s: float) -> None:
-        """Make what can be made, and say what cannot."""
-        for _ in self.settle(now_s, _MOST):
-            pass
+        """Make what can be made within a moment, and say what cannot."""
+        until = monotonic() + _LAST_S
+        while True:
+            for _ in self.settle(now_s, _MOST):
+                pass
+            if not self._waiting or monotonic() > until:
+                break
+            sleep(_NAP_S)
         if self._waiting:
             _log.error(
                 "taskpilot_instrument: the ledger cannot be reached; what the latest %d calls cost is not in it",

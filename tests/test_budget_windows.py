@@ -5,7 +5,7 @@ from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskpilot_instrument._budget_windows import WINDOWS, window_at
@@ -51,6 +51,8 @@ MOMENTS = (st.sampled_from(ODD)).flatmap(lambda zone: st.tuples(st.just(zone), n
 
 
 @given(st.sampled_from([name for name in WINDOWS if name != "total"]), MOMENTS)
+@example("hour", ("Pacific/Chatham", 1_586_006_100))
+@example("hour", ("Australia/Lord_Howe", 1_585_999_800))
 def test_a_window_ends_where_the_next_begins(name: str, moment: tuple[str, int]) -> None:
     """An instant lies before its window's end; the second before the end is in it, the end is in the next."""
     zone, at_s = ZoneInfo(moment[0]), moment[1]
@@ -110,7 +112,9 @@ def test_days_are_as_long_as_the_clock_makes_them(day: str, hours: int) -> None:
 def test_a_midnight_that_does_not_exist() -> None:
     """Where the clock jumps over midnight the day begins with the jump."""
     zone = ZoneInfo("America/Havana")
-    (jump,) = [each for each in changes("America/Havana") if datetime.fromtimestamp(each, UTC).date() == date(2024, 3, 10)]
+    (jump,) = [
+        each for each in changes("America/Havana") if datetime.fromtimestamp(each, UTC).date() == date(2024, 3, 10)
+    ]
     ends = window_at("day", zone, jump - 1).ends_at
     assert ends is not None
     assert (jump, "2024-03-10T01:00:00-04:00") == (ends.timestamp(), ends.isoformat())

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
-from taskpilot_instrument._unit_prices import Rates
 from taskpilot_instrument._records import LLMCall, Most
+from taskpilot_instrument._unit_prices import Rates
 from taskpilot_instrument._worst_case import WorstCase
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
 from taskpilot_instrument.patches._openai_most import most_of, text_tokens
@@ -178,18 +178,13 @@ def test_speech_is_as_long_as_its_text() -> None:
 # --- money --------------------------------------------------------------------------------------
 
 RATE = st.decimals(0, 200, places=4)
+MEDIA = ("input_audio", "output_audio", "input_image", "output_image")
 
 
 @given(
     st.fixed_dictionaries(
         {"input": RATE, "output": RATE},
-        optional={
-            name: RATE
-            for name in (
-                "cache_read", "cache_write", "input_audio", "output_audio", "input_image", "output_image",
-                "output_reasoning",
-            )  # fmt: skip
-        },
+        optional=dict.fromkeys(("cache_read", "cache_write", *MEDIA, "output_reasoning"), RATE),
     ),
     st.lists(st.tuples(st.integers(1, 500), RATE, RATE), max_size=3),
     st.lists(st.integers(0, 1000), min_size=8, max_size=8),

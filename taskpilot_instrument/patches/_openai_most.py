@@ -66,8 +66,10 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
         answers *= _prompts(body["prompt"])
         has_more = True
     is_sound = estimate.has_media and "/audio/" in url
+    if is_sound and uploads:
+        is_told = False  # how long a recording is, only the provider finds out
     most = Most(
-        None if is_sound and uploads or not is_told else given,  # how long a recording is, only the provider finds out
+        given if is_told else None,
         limit * answers or _unlimited(body, operation, answers, is_sound=is_sound),
         answers,
         has_media=estimate.has_media,
