@@ -1,9 +1,11 @@
 """Two decorators and one call turn any Python agent into spans, tags, logs and metrics."""
 
+from taskpilot_instrument._experiment_report import ExperimentReport
 from taskpilot_instrument._rules import ArgumentRule, Keywords, MaxToolCalls, Patterns, ToolAllowList
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.alerts import Alert, AlertFired
 from taskpilot_instrument.budgets import Budget, BudgetStatus
+from taskpilot_instrument.comparison import ModelComparison
 from taskpilot_instrument.decorators import observed_agent, observed_tool, observed_workflow
 from taskpilot_instrument.errors import (
     BlockedError,
@@ -18,6 +20,7 @@ from taskpilot_instrument.errors import (
     TaskpilotError,
     TokenLimitError,
 )
+from taskpilot_instrument.experiments import Variant, experiment
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.guardrails import Guardrail
 from taskpilot_instrument.health import Health
@@ -30,6 +33,8 @@ from taskpilot_instrument.runtime import (
     Instrumentation,
     add_budget,
     budget_status,
+    compare_models,
+    experiment_report,
     feedback_token,
     golden_signals,
     health,
@@ -57,6 +62,7 @@ __all__ = [
     "ConfigurationError",
     "DeliveryError",
     "Deny",
+    "ExperimentReport",
     "Flag",
     "GoldenSignals",
     "Guardrail",
@@ -67,6 +73,7 @@ __all__ = [
     "LedgerError",
     "MaxToolCalls",
     "MetricsBackend",
+    "ModelComparison",
     "NotInstrumentedError",
     "Patterns",
     "Policy",
@@ -83,6 +90,7 @@ __all__ = [
     "TokenLimitError",
     "TokenUsage",
     "ToolAllowList",
+    "Variant",
     "WorkflowRun",
     "__version__",
     "add_budget",
@@ -90,6 +98,9 @@ __all__ = [
     "async_httpx_hook",
     "budget_status",
     "calculate_cost",
+    "compare_models",
+    "experiment",
+    "experiment_report",
     "feedback_token",
     "golden_signals",
     "health",

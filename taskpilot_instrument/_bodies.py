@@ -42,6 +42,16 @@ class Body(Protocol):
         """Hear that there are no more."""
 
 
+class NoBody:
+    """Take a body that nobody reads here: a sound, a picture."""
+
+    def feed(self, part: bytes) -> None:
+        """Drop the bytes."""
+
+    def end(self) -> None:
+        """Do nothing."""
+
+
 class JsonBody:
     """Collect the bytes of a JSON document and show it once the body ends.
 

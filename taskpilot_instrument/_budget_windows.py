@@ -5,6 +5,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo
 
 WindowName = Literal["hour", "day", "week", "month", "total"]
+_SECOND: Final = timedelta(seconds=1)
 WINDOWS: Final[tuple[str, ...]] = get_args(WindowName)
 
 
@@ -22,8 +23,8 @@ class Window(NamedTuple):
 def window_at(name: str, zone: ZoneInfo, at_s: float) -> Window:
     """Return the window that an instant falls into.
 
-    Days, ISO weeks (from Monday on) and months begin at local midnight: a day may have 23 or 25 hours. Hours are those
-    of the clock in UTC plus the zone's offset, so an hour that a clock shows twice is two windows.
+    Days, ISO weeks (from Monday on) and months begin at local midnight: a day may have 23 or 25 hours. An hour that the
+    clock shows twice is two windows.
 
     :param name: ``hour``, ``day``, ``week``, ``month`` or ``total``.
     :param at_s: seconds since 1970.
@@ -32,11 +33,7 @@ def window_at(name: str, zone: ZoneInfo, at_s: float) -> Window:
     if name == "total":
         return Window("total", None)
     if name == "hour":
-        # Reckoned in UTC, where no hour is missing or twice.
-        past = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-        begins = datetime.fromtimestamp(at_s, UTC) - past
-        ends = (begins + timedelta(hours=1)).astimezone(zone)
-        return Window(begins.astimezone(zone).strftime("%Y-%m-%dT%H%z"), ends)
+        return Window(local.strftime("%Y-%m-%dT%H%z"), _end_of_hour(local, zone))
     day = local.date()
     if name == "day":
         key, after = day.isoformat(), day + timedelta(days=1)
@@ -46,6 +43,21 @@ def window_at(name: str, zone: ZoneInfo, at_s: float) -> Window:
     else:
         key, after = day.strftime("%Y-%m"), (day.replace(day=1) + timedelta(days=32)).replace(day=1)
     return Window(key, _first_instant(after.year, after.month, after.day, zone))
+
+
+def _end_of_hour(local: datetime, zone: ZoneInfo) -> datetime:
+    """Return when the clock shows the next hour: reckoned in UTC, where no hour is missing or twice."""
+    within = local.astimezone(UTC).replace(microsecond=0)
+    end = within + timedelta(seconds=3600 - local.minute * 60 - local.second)
+    if (end - _SECOND).astimezone(zone).utcoffset() != local.utcoffset():
+        # The clock jumps in the midst of the hour. Where, is narrowed down to the second.
+        while end - within > _SECOND:
+            middle = within + timedelta(seconds=(end - within) // _SECOND // 2)
+            if middle.astimezone(zone).utcoffset() == local.utcoffset():
+                within = middle
+            else:
+                end = middle
+    return end.astimezone(zone)
 
 
 def _first_instant(year: int, month: int, day: int, zone: ZoneInfo) -> datetime:

@@ -142,6 +142,23 @@ def choice(words: tuple[str, ...], *, when_true: str | None = None, when_false: 
     return Form(" | ".join(valid), expected, accept, accept, valid)
 
 
+def choices(words: tuple[str, ...]) -> Form:
+    """Take a list of a few words, in any case; as text, with commas between them."""
+    one = choice(words)
+
+    def accept(value: Any) -> tuple[object, ...]:
+        _require(isinstance(value, list | tuple | set | frozenset))
+        return tuple(one.accept(word) for word in value)
+
+    return Form(
+        f"list of {one.label}",
+        f"a list of {', '.join(words)}; in a variable, with commas between them",
+        accept,
+        lambda given: accept([word.strip() for word in given.split(",") if word.strip()]),
+        words,
+    )
+
+
 def optional(form: Form) -> Form:
     """Take None too; in text ``none`` or ``off``."""
     read = form.read

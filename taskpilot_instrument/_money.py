@@ -11,6 +11,8 @@ ZERO: Final = Decimal(0)
 
 #: Return the exact sum of two amounts.
 add: Final[Callable[[Decimal, Decimal], Decimal]] = _EXACT.add
+#: Return the product of an amount and a count.
+multiply: Final[Callable[[Decimal, Decimal], Decimal]] = _EXACT.multiply
 #: Return the exact difference of two amounts.
 subtract: Final[Callable[[Decimal, Decimal], Decimal]] = _EXACT.subtract
 

@@ -19,6 +19,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
+from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument._totals import Totals
@@ -52,6 +53,8 @@ class Recorder(NamedTuple):
     controls: Controls | None = None
     #: Hear of events and nothing else; may grow while the recorder is in force.
     listeners: Sequence[Callable[[Event], None]] = ()
+    #: What was counted already of what may be asked for again.
+    bills: Bills = Bills()
 
     def note(self, event: Event) -> None:
         """Tell every sink and listener of something beside operations."""
@@ -391,7 +394,7 @@ class Operation:
     def _bill(self, call: LLMCall) -> tuple[Decimal | None, str | None]:
         """Price the call and add it to every run around it."""
         price: Price | None = None
-        if call.usage is not None:
+        if call.usage is not None or (call.beside is not None and call.billable):
             try:
                 price = self.recorder.prices.price_call(call)
             except Exception as error:

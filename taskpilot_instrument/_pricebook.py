@@ -1,8 +1,4 @@
-"""Compile prices to whole numbers, and find the published ones.
-
-A compiled price has the shape of a usage: one coefficient for each count. The cost is the sum of the
-products, exact because it is integer arithmetic in a unit fine enough for every rate of the model.
-"""
+"""Find the published prices."""
 
 import math
 import re
@@ -10,153 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from functools import cache
-from operator import mul
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument._unit_prices import EXACT, INPUT, OUTPUT, Rates
+from taskpilot_instrument.semconv import OPERATION_DECISION
+from taskpilot_instrument.usage import AUDIO_SECONDS, INPUT_CHARACTERS, STORAGE_SEARCHES, WEB_SEARCHES
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, PriceVariant, Provider, TieredPrices
 
-# A context of our own: the application may have set a precision that rounds, or traps that raise.
-_EXACT: Final = Context(prec=1000)
-_PER_MILLION_EXPONENT: Final = -6
 _NEVER: Final = math.inf
-
-# Keys of the price table, without their `_mtok`.
-INPUT: Final = "input"
-OUTPUT: Final = "output"
-CACHE_READ: Final = "cache_read"
-CACHE_WRITE: Final = "cache_write"
-_INPUT_AUDIO: Final = "input_audio"
-_OUTPUT_AUDIO: Final = "output_audio"
-_CACHED_AUDIO: Final = "cache_audio_read"
-
-
-class Rates:
-    """The compiled price of one model.
-
-    A cached, written, reasoning or image token without a rate of its own is an ordinary input or output
-    token, as the price table and the providers have it. Audio without a rate has no known price: it
-    costs many times the text rate, also where the table leaves it out.
-    """
-
-    __slots__ = (
-        "_base", "_cached_audio_rated", "_exponent", "_input_audio_rated", "_output_audio_rated", "_output_rated",
-        "_per_request", "_tiers",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        rates: Mapping[str, Decimal],
-        *,
-        tiers: Sequence[tuple[int, Mapping[str, Decimal]]] = (),
-        per_thousand_requests: Decimal = Decimal(0),
-    ) -> None:
-        """Compile rates; ``input`` is among them.
-
-        :param rates: USD per million tokens, by key.
-        :param tiers: rates that hold for the whole call above so many input tokens, ascending.
-        :param per_thousand_requests: USD per thousand calls, on top of the tokens.
-        """
-        every = [per_thousand_requests, *rates.values(), *(rate for _, tier in tiers for rate in tier.values())]
-        shift = max(0, *(-int(rate.as_tuple().exponent) for rate in every))
-        self._exponent = _PER_MILLION_EXPONENT - shift
-        self._base = _coefficients(rates, shift)
-        self._tiers = tuple((start, _coefficients(tier, shift)) for start, tier in tiers)
-        self._per_request = _whole(per_thousand_requests, shift) * 1000
-        self._output_rated = OUTPUT in rates
-        self._input_audio_rated = _INPUT_AUDIO in rates
-        self._output_audio_rated = _OUTPUT_AUDIO in rates
-        self._cached_audio_rated = _CACHED_AUDIO in rates
-
-    def cost(self, usage: TokenUsage) -> Decimal | None:
-        """Return what the usage costs in USD; None where a part of it is unknown or has no rate."""
-        given, made, cached, written, reasoning, *rare = usage
-        if given is None or cached + written > given:
-            return None
-        rates = self._base
-        for start, tier in self._tiers:
-            if given > start:
-                rates = tier
-        if made is None:
-            if rates.output_tokens:
-                return None
-            made, usage = 0, TokenUsage(given, 0, *usage[2:])  # embeddings have none
-        elif made and not self._output_rated:
-            return None
-        if any(rare):
-            if not self._covers(usage, rates):
-                return None
-        elif reasoning > made:
-            return None
-        total = sum(map(mul, rates, usage), self._per_request)
-        return _EXACT.scaleb(total, self._exponent)
-
-    def _covers(self, usage: TokenUsage, rates: TokenUsage) -> bool:
-        """Tell whether the rates say what audio, image and uncounted tokens cost."""
-        if (
-            (usage.input_audio_tokens and not self._input_audio_rated)
-            or (usage.output_audio_tokens and not self._output_audio_rated)
-            or (usage.cached_audio_tokens and not self._cached_audio_rated)
-            or (usage.extra_output_tokens and not self._output_rated)
-        ):
-            return False
-        return _is_consistent(usage) and not _is_ambiguous(usage, rates)
-
-
-def _coefficients(rates: Mapping[str, Decimal], shift: int) -> TokenUsage:
-    """Return what one more of each count adds.
-
-    Counts include one another, so a detail's coefficient is what it costs beyond the count it is part of.
-    """
-    whole = {key: _whole(rate, shift) for key, rate in rates.items()}
-    given, made = whole[INPUT], whole.get(OUTPUT, 0)
-    cached = whole.get(CACHE_READ, given)
-    audio = whole.get(_INPUT_AUDIO, given)
-    return TokenUsage(
-        input_tokens=given,
-        output_tokens=made,
-        cached_tokens=cached - given,
-        cache_write_tokens=whole.get(CACHE_WRITE, given) - given,
-        reasoning_tokens=whole.get("output_reasoning", made) - made,
-        input_audio_tokens=audio - given,
-        output_audio_tokens=whole.get(_OUTPUT_AUDIO, made) - made,
-        # Part of both the cached and the audio tokens, hence counted by both.
-        cached_audio_tokens=whole.get(_CACHED_AUDIO, 0) - cached - audio + given,
-        input_image_tokens=whole.get("input_image", given) - given,
-        output_image_tokens=whole.get("output_image", made) - made,
-        extra_output_tokens=made,
-    )
-
-
-def _whole(rate: Decimal, shift: int) -> int:
-    return int(_EXACT.scaleb(rate, shift))
-
-
-def _is_consistent(usage: TokenUsage) -> bool:
-    """Tell whether no detail exceeds what it is part of; else the numbers mean something we do not know."""
-    text = (usage.input_tokens or 0) - usage.input_audio_tokens - usage.input_image_tokens
-    made = (usage.output_tokens or 0) + usage.extra_output_tokens
-    cached_audio = usage.cached_audio_tokens
-    cached_text = usage.cached_tokens + usage.cache_write_tokens - cached_audio if cached_audio else 0
-    return (
-        text >= cached_text
-        and made >= usage.reasoning_tokens
-        and made >= usage.output_audio_tokens + usage.output_image_tokens
-        and cached_audio <= min(usage.cached_tokens, usage.input_audio_tokens)
-    )
-
-
-def _is_ambiguous(usage: TokenUsage, rates: TokenUsage) -> bool:
-    """Tell whether it matters how many of the cached tokens were audio or image, and nobody said."""
-    cache = usage.cached_tokens * rates.cached_tokens or usage.cache_write_tokens * rates.cache_write_tokens
-    media = usage.input_audio_tokens * rates.input_audio_tokens or usage.input_image_tokens * rates.input_image_tokens
-    return bool(cache and media and not usage.cached_audio_tokens)
-
-
-# --- the published prices -----------------------------------------------------------------------
-
 _OPENAI: Final = "openai"
 _AZURE: Final = "azure"
 #: Provider names of the OpenTelemetry conventions that the table does not recognise by itself.
@@ -166,10 +26,26 @@ _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "on_dem
 _BATCH_TIER: Final = "batch"
 #: "50 % lower costs" than the synchronous API, for every model that takes batches: OpenAI's guide to its Batch API.
 _BATCH_SHARE: Final = Decimal("0.5")
+_OPENAIS: Final = frozenset({_OPENAI, _AZURE})
+#: In the tables, the price list of an endpoint of OpenAI's that has its own.
+_DECISIONS: Final = "openai-decisions"
+_FREE: Final = ":free"
 #: A fine-tuned model costs more than the model that it was made from.
 _FINE_TUNED: Final = "ft:"
-#: Charged for hosted tools, beside the tokens; usage does not tell them.
+#: Charged for hosted tools, beside the tokens: they say nothing of calls that use none.
 _TOOL_FEES: Final = ("searches_kcount", "code_executions_kcount")
+#: Units that calls are counted in, and how many of them the listed price is for. The later of two is the finer one.
+_UNITS: Final = {
+    "web_searches_kcount": (WEB_SEARCHES, 1_000),
+    "storage_searches_kcount": (STORAGE_SEARCHES, 1_000),
+    "input_mchars": (INPUT_CHARACTERS, 1_000_000),
+    "audio_hours": (AUDIO_SECONDS, 3_600),
+    "input_audio_hours": (AUDIO_SECONDS, 3_600),
+}
+#: An hourly rate need not come to a whole number of anything by the second.
+_FEE_DIGITS: Final = Context(prec=40)
+#: These models of OpenAI's chat completions search before each answer, at a fee that the response does not tell.
+_SEARCHING: Final = "-search-"
 _TOKENS: Final = "_mtok"
 _REQUESTS: Final = "requests_kcount"
 
@@ -182,6 +58,7 @@ class Lookup(NamedTuple):
     provider: str | None
     base_url: str | None
     service_tier: str | None
+    operation: str | None = None
 
 
 def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
@@ -202,12 +79,17 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
             price = model.get_prices(moment)
         elif any(each.constraint is None or each.constraint.active(moment) for each in variants):
             price = model.get_prices(moment, _tier(lookup.service_tier))
-        elif lookup.service_tier == _BATCH_TIER and provider.id in {_OPENAI, _AZURE}:
-            return _compiled(model.get_prices(moment), is_free=False, share=_BATCH_SHARE), until
+        elif lookup.service_tier == _BATCH_TIER and provider.id in _OPENAIS:
+            return _compiled(model.get_prices(moment), share=_BATCH_SHARE), until
         else:
             return None, until
-        return _compiled(price, is_free=model.id.endswith(":free")), until
+        beside = {OUTPUT: Decimal(0)} if provider.id == _DECISIONS else {}
+        return _compiled(price, model.id, unlisted=beside, searches=_searches(provider, lookup)), until
     return None, _NEVER
+
+
+def _searches(provider: "Provider", lookup: Lookup) -> bool:
+    return provider.id in _OPENAIS and _SEARCHING in (lookup.response_model or lookup.model or "")
 
 
 def context_window(lookup: Lookup) -> int | None:
@@ -228,10 +110,20 @@ def table() -> "list[Provider]":
 def _found(lookup: Lookup) -> "Iterator[tuple[Provider, ModelInfo]]":
     hosted = _provider_at(lookup.base_url)
     for name in _names(lookup, hosted):
-        for provider in _providers(name, hosted, lookup):
+        for seller in _providers(name, hosted, lookup):
+            provider = _list_of(seller, lookup)
+            if provider is None:
+                continue
             model = provider.find_model(name, all_providers=table())
             if model is not None and name.startswith(_FINE_TUNED) <= model.id.startswith(_FINE_TUNED):
                 yield provider, model
+
+
+def _list_of(provider: "Provider", lookup: Lookup) -> "Provider | None":
+    """Return the price list of a provider that holds for the endpoint; None where that one has none in the table."""
+    if provider.id != _OPENAI or lookup.operation != OPERATION_DECISION:
+        return provider
+    return next((each for each in table() if each.id == _DECISIONS), None)
 
 
 def _names(lookup: Lookup, hosted: "Provider | None") -> Iterator[str]:
@@ -274,6 +166,9 @@ def _provider_named(name: str) -> "Provider | None":
 
 
 def _tier(service_tier: str | None) -> dict[str, str]:
+    """Return by what the table knows a tier."""
+    if service_tier == _BATCH_TIER:
+        return {"processing": _BATCH_TIER}
     return {"service_tier": service_tier} if service_tier is not None else {}
 
 
@@ -288,25 +183,47 @@ def _may_change(prices: "Sequence[ConditionalPrice | PriceVariant]", moment: dat
     return not all(isinstance(each, StartDateConstraint) and each.active(moment) for each in constraints)
 
 
-def _compiled(price: "ModelPrice", *, is_free: bool, share: Decimal = Decimal(1)) -> Rates | None:
-    """Compile a price of the table; None where it bills by something that usage does not tell.
+def _compiled(
+    price: "ModelPrice",
+    name: str = "",
+    *,
+    share: Decimal = Decimal(1),
+    unlisted: Mapping[str, Decimal] = MappingProxyType({}),
+    searches: bool = False,
+) -> Rates | None:
+    """Compile a price of the table; None where it bills by something that nobody counts.
 
+    :param name: the model's, in the table.
     :param share: of the price that is to be paid.
+    :param unlisted: rates of what the list leaves out.
+    :param searches: True where each call pays for a search.
     """
-    listed: dict[str, Decimal | TieredPrices] = {
-        key: value for key, value in vars(price).items() if value is not None and not key.endswith(_TOOL_FEES)
-    }
-    if not listed and is_free:  # elsewhere an empty price means that nobody knows it
+    every: dict[str, Decimal | TieredPrices] = {key: value for key, value in vars(price).items() if value is not None}
+    listed = {key: value for key, value in every.items() if not key.endswith(_TOOL_FEES)}
+    if not listed and name.endswith(_FREE):  # elsewhere an empty price means that nobody knows it
         return Rates({INPUT: Decimal(0), OUTPUT: Decimal(0)})
     per_request = listed.pop(_REQUESTS, Decimal(0))
-    prices = {key.removesuffix(_TOKENS): value for key, value in listed.items() if key.endswith(_TOKENS)}
+    fees = {
+        unit: _FEE_DIGITS.divide(rate, Decimal(number))
+        for key, (unit, number) in _UNITS.items()
+        if isinstance(rate := every.get(key), Decimal)
+    }
+    prices: dict[str, Decimal | TieredPrices] = {
+        key.removesuffix(_TOKENS): value for key, value in listed.items() if key.endswith(_TOKENS)
+    }
     if INPUT not in prices or len(prices) < len(listed) or not isinstance(per_request, Decimal):
-        return None
+        return Rates({}, fees=fees) if fees else None
+    search_fee = fees.get(WEB_SEARCHES) if _SEARCHING in name else None  # else it is the fee of another tool
+    if searches and search_fee is not None:
+        per_request += EXACT.multiply(search_fee, Decimal(1000))
+    prices = {**unlisted, **prices}
     starts = sorted({tier.start for value in prices.values() for tier in getattr(value, "tiers", ())})
     return Rates(
         {key: _rate_above(value, -1) * share for key, value in prices.items()},
         tiers=[(start, {key: _rate_above(value, start) * share for key, value in prices.items()}) for start in starts],
         per_thousand_requests=per_request,
+        fees=fees,
+        is_partial=searches and search_fee is None,
     )
 
 

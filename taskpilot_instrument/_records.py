@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from decimal import Decimal
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry.trace import Span
 
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.semconv import Kind, Outcome
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import Beside, TokenUsage
 
 if TYPE_CHECKING:
     from taskpilot_instrument._operation import Operation
@@ -24,6 +24,29 @@ class Checked(Enum):
     FAILED = "check_failed"
 
 
+#: What :attr:`Most.continues` begins with where it is a conversation, which grows and keeps its name.
+CONVERSATION: Final = "conversation "
+
+
+class Most(NamedTuple):
+    """The most that a request may use, estimated from above.
+
+    :param input_tokens: of what the request carries; None where that cannot be told, as of an uploaded recording.
+    :param output_tokens: of all its answers together; None where it sets no limit.
+    :param answers: how many it asks for.
+    :param continues: names the response or conversation, kept by the provider, whose content is input too.
+    :param has_media: whether sound or pictures go in or out, which have rates of their own.
+    :param service_tier: the tier that is asked for.
+    """
+
+    input_tokens: int | None
+    output_tokens: int | None = None
+    answers: int = 1
+    continues: str | None = None
+    has_media: bool = False
+    service_tier: str | None = None
+
+
 class LLMCall:
     """What a patch learns about one LLM call while it runs; nobody writes to it after the finish.
 
@@ -32,10 +55,10 @@ class LLMCall:
     """
 
     __slots__ = (
-        "base_url", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model",
-        "most_input_tokens", "most_output_tokens", "operation", "output_messages", "provider", "provider_request_id",
-        "request", "reserved", "response_id", "response_model", "retries", "server_address", "server_port",
-        "service_tier", "streamed", "system_instructions", "usage",
+        "base_url", "beside", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model", "most",
+        "operation", "output_messages", "provider", "provider_request_id", "request", "reserved", "response_id",
+        "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
+        "system_instructions", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +86,8 @@ class LLMCall:
         self.finish_reasons: tuple[str, ...] = ()
         self.service_tier: str | None = None
         self.usage: TokenUsage | None = None
+        #: What is billed beside the tokens: hosted tools, characters, seconds.
+        self.beside: Beside | None = None
         #: True where the provider may bill the call: it answered, or nobody waited for its answer.
         self.billable = False
         self.first_chunk_ns: int | None = None
@@ -71,10 +96,8 @@ class LLMCall:
         self.input_messages: str | None = None
         self.output_messages: str | None = None
         self.system_instructions: str | None = None
-        #: An upper estimate of the request's input, and the most output that it allows (None without a limit in it);
-        #: known where there is a gate to ask.
-        self.most_input_tokens: int | None = None
-        self.most_output_tokens: int | None = None
+        #: The most that the request may use; known where there is a gate to ask.
+        self.most: Most | None = None
         #: What the budgets hold for this call until it is settled.
         self.reserved: Any = None
 

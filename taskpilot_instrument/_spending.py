@@ -2,56 +2,88 @@
 
 import logging
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from random import getrandbits
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from taskpilot_instrument import semconv
+from taskpilot_instrument._backlog import Backlog, Settlement
 from taskpilot_instrument._budget_windows import Window
-from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._budget_words import crossing, note_refusal, refuse, shortage
+from taskpilot_instrument._operation import Operation, active
 from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument._worst_case import WorstCase
 from taskpilot_instrument.budgets import USER, Budget, BudgetStatus
 from taskpilot_instrument.context import Ids
-from taskpilot_instrument.errors import BlockedError, BudgetExceededError, ConfigurationError, LedgerError
+from taskpilot_instrument.errors import BlockedError, ConfigurationError, LedgerError
 from taskpilot_instrument.settings import LedgerUnavailable
 from taskpilot_instrument.sinks.ledger import Claim, Ledger, Standing, to_pico, to_usd
 from taskpilot_instrument.typing import Clock, PriceSource
-from taskpilot_instrument.usage import TokenUsage
 
 _log = logging.getLogger("taskpilot_instrument")
 
 #: A reservation whose holder died counts no longer than this; a call that takes longer is still settled.
 LEASE_S: Final = 600.0
 _MOST_BUDGETS: Final = 1_000
-#: Settlements kept while the ledger is away; money beyond that is lost to the budgets, and said so.
-_MOST_WAITING: Final = 100_000
-_MOST_SAID: Final = 10_000
-_BLOCK: Final = "block"
+#: Values of one budget that get accounts of their own in one window; the others share one.
+_MOST_ACCOUNTS: Final = 100_000
+#: Settlements that one call makes up for when the ledger is back.
+_AT_ONCE: Final = 20
+_AWAY: Final = "the ledger cannot be reached, and ledger_unavailable is 'deny'"
 
 
-class _Account(NamedTuple):
-    """What a call is charged to, and how much of it is held."""
-
-    budget: Budget
-    name: str
-    window: Window
-    worst: int
+#: What a call is charged to: budget, window, account with the most that the call may cost, and whether its price is
+#: known. Plain tuples, because they are made for each call.
+_Account = tuple[Budget, Window, Claim, bool]
+#: What is held for one call: the reservation's id, and whom it is charged to.
+_Held = tuple[str, tuple[_Account, ...]]
 
 
-class _Held(NamedTuple):
-    """What is held for one call."""
+class _Kept:
+    """A budget, and what is known of its current window."""
 
-    reservation: str
-    accounts: tuple[_Account, ...]
+    __slots__ = ("budget", "seen", "span", "whole")
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        #: Its one account, where it has no scope.
+        self.whole = (budget.prefix,)
+        #: From when until when the window is known to hold, and which it is; replaced as a whole.
+        self.span: tuple[float, float, Window] = (0.0, 0.0, Window("", None))
+        self.seen: set[int] = set()
+
+    def window(self, now_s: float) -> Window:
+        """Return the window of this moment."""
+        since, until, window = self.span
+        if not since <= now_s < until:
+            window = self.budget.window_at(now_s)
+            until = window.ends_at.timestamp() if window.ends_at is not None else float("inf")
+            self.span, self.seen = (now_s, until, window), set()
+        return window
+
+    def bounded(self, account: str) -> str:
+        """Return the account, or the one that the values beyond the bound share."""
+        name = hash(account)
+        if name in self.seen:
+            return account
+        if len(self.seen) >= _MOST_ACCOUNTS:
+            return self.budget.rest
+        self.seen.add(name)
+        if len(self.seen) == _MOST_ACCOUNTS:
+            _log.warning(
+                "taskpilot_instrument: budget %r has %d accounts in this window; further values share one",
+                self.budget.name,
+                _MOST_ACCOUNTS,
+            )
+        return account
 
 
 class Spending:
     """Ask the budgets before each LLM call, and tell them what it cost.
 
     A billable call whose cost is unknown is charged what was reserved for it: unknown is not nothing. One that was
-    refused, or never arrived, is charged nothing.
+    refused, or never arrived, is charged nothing. A cost belongs to the window in which its call began.
 
     :param ledger: where the money is counted.
     :param prices: what calls cost.
@@ -70,14 +102,12 @@ class Spending:
         unavailable: LedgerUnavailable = "allow",
     ) -> None:
         self.ledger = ledger
-        self._prices = prices
-        self._clock = clock
+        self._worst_case = WorstCase(prices)
+        self._epoch_ns = clock.epoch_ns
         self._deny = unavailable == "deny"
+        self._backlog = Backlog(ledger)
         self._lock = threading.Lock()
-        self._budgets: tuple[Budget, ...] = ()
-        self._windows: dict[str, tuple[float, Window, float]] = {}
-        self._waiting: deque[tuple[str, tuple[Claim, ...]]] = deque()
-        self._said: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._kept: tuple[_Kept, ...] = ()
         for budget in budgets:
             self.add(budget)
 
@@ -89,11 +119,11 @@ class Spending:
         if not isinstance(budget, Budget):
             raise ConfigurationError(f"budgets= takes a list of Budget(…), not {budget!r}")
         with self._lock:
-            if any(budget.name == known.name for known in self._budgets):
+            if any(budget.name == known.budget.name for known in self._kept):
                 raise ConfigurationError(f"there are two budgets named {budget.name!r}: names have to differ")
-            if len(self._budgets) >= _MOST_BUDGETS:
+            if len(self._kept) >= _MOST_BUDGETS:
                 raise ConfigurationError(f"there are {_MOST_BUDGETS} budgets already: use scopes such as user='*'")
-            self._budgets = (*self._budgets, budget)
+            self._kept = (*self._kept, _Kept(budget))
 
     def status(self) -> tuple[BudgetStatus, ...]:
         """Return how every account stands in its current window; of a budget with ``*`` those that were charged.
@@ -101,14 +131,15 @@ class Spending:
         :raises LedgerError: where the ledger cannot be reached.
         """
         now_s = self._now_s()
-        return tuple(status for budget in self._budgets for status in self._status_of(budget, now_s))
+        self._catch_up(now_s)
+        return tuple(status for kept in self._kept for status in self._status_of(kept, now_s))
 
     def limits(self) -> tuple[Budget, ...]:
         """Return the budgets in force."""
-        return self._budgets
+        return tuple(kept.budget for kept in self._kept)
 
-    def _status_of(self, budget: Budget, now_s: float) -> Iterator[BudgetStatus]:
-        window = self._window(budget, now_s)
+    def _status_of(self, kept: _Kept, now_s: float) -> Iterator[BudgetStatus]:
+        budget, window = kept.budget, kept.window(now_s)
         names = self.ledger.accounts(budget.prefix, window.key) if budget.scope else (budget.prefix,)
         for standing in self.ledger.standings([(name, window.key) for name in names], now_s):
             yield BudgetStatus(
@@ -126,102 +157,67 @@ class Spending:
     # --- before the call --------------------------------------------------------------------------
 
     def admit(self, operation: Operation, /) -> None:
-        """Reserve the worst case of a call in every budget that speaks of it.
+        """Reserve the most that a call may cost in every budget that speaks of it and blocks.
 
-        :raises BudgetExceededError: where one that blocks has not enough left.
+        :raises BudgetExceededError: where one of them has not enough left.
         """
         llm = operation.llm
         if llm is None:
             return
         now_s = self._now_s()
-        values = _values(operation.agent_name, operation.workflow_name, llm.model, operation.ids)
-        accounts = tuple(self._accounts(llm, values, now_s))
+        accounts = self._accounts(llm, operation.agent_name, operation.workflow_name, operation.ids, now_s)
         if not accounts:
             return
-        unpriced = next((account for account in accounts if account.worst < 0), None)
-        if unpriced is not None and unpriced.budget.on_unpriced == _BLOCK:
-            raise self._refused(
-                operation, unpriced, None, f"no price is known for model {llm.model!r}, and on_unpriced is 'block'"
-            )
-        held = _Held(f"{getrandbits(128):032x}", accounts)
-        claims = [
-            Claim(
-                account.name,
-                account.window.key,
-                max(0, account.worst),
-                account.budget.limit_pico if account.budget.on_exceed == _BLOCK else None,
-            )
-            for account in accounts
-        ]
-        try:
-            short = self.ledger.reserve(held.reservation, claims, LEASE_S, now_s)
-        except LedgerError as error:
-            self._go_without(operation, accounts, error)
-            short = None
-        if short is not None:
-            account = next(each for each in accounts if (each.name, each.window.key) == short[:2])
-            raise self._refused(operation, account, short, _shortage(account, short))
-        llm.reserved = held
+        claims = []
+        for budget, window, claim, is_priced in accounts:
+            if not is_priced and budget.on_unpriced == "block":
+                reason = f"no price is known for model {llm.model!r}, and on_unpriced is 'block'"
+                refuse(operation, budget, window, reason)
+            if budget.blocks:
+                claims.append(claim)
+        reservation = f"{getrandbits(128):032x}"
+        if claims:
+            try:
+                short = self.ledger.reserve(reservation, claims, LEASE_S, now_s)
+            except LedgerError as error:
+                self._go_without(operation, accounts, error)
+            else:
+                if short is not None:
+                    budget, window, claim, _ = next(each for each in accounts if each[2][:2] == short[:2])
+                    refuse(operation, budget, window, shortage(budget, claim, short), standing=short)
+        llm.reserved = reservation, accounts
 
-    def _accounts(self, llm: LLMCall, values: Mapping[str, str | None], now_s: float) -> Iterator[_Account]:
-        worst: dict[int, int] = {}
-        for budget in self._budgets:
-            name = budget.account_of(values)
-            if name is None:
-                continue
+    def _accounts(
+        self, llm: LLMCall, agent: str | None, workflow: str | None, ids: Ids, now_s: float
+    ) -> tuple[_Account, ...]:
+        values: dict[str, str | None] | None = None
+        worst: dict[int, int | None] = {}
+        found: list[_Account] = []
+        for kept in self._kept:
+            budget = kept.budget
+            names: tuple[str, ...] = kept.whole
+            if budget.scope:
+                if values is None:
+                    values = {semconv.AGENT: agent, semconv.MODEL: llm.model, semconv.WORKFLOW: workflow}
+                    values[USER] = ids.user_id
+                names = budget.accounts_of(values, ids.variants)
+                if not names:
+                    continue
             assumed = budget.assumed_output_tokens
             if assumed not in worst:
-                worst[assumed] = self._worst_case(llm, assumed)
-            yield _Account(budget, name, self._window(budget, now_s), worst[assumed])
-
-    def _worst_case(self, llm: LLMCall, assumed_output_tokens: int) -> int:
-        """Return the most that a call may cost, in pico-dollars; -1 where its model has no price."""
-        probe = LLMCall(llm.operation, llm.model, provider=llm.provider, base_url=llm.base_url)
-        probe.service_tier = llm.request.get(semconv.OPENAI_REQUEST_SERVICE_TIER)
-        most = llm.most_output_tokens
-        probe.usage = TokenUsage(llm.most_input_tokens or 0, assumed_output_tokens if most is None else most)
-        price = self._prices.price_call(probe)
-        return -1 if price is None else to_pico(price.usd)
+                worst[assumed] = self._worst_case.pico(llm, assumed)
+            most, window = worst[assumed], kept.window(now_s)
+            for name in names:
+                account = kept.bounded(name) if budget.is_open else name
+                claim = Claim(account, window.key, most or 0, budget.limit_pico)
+                found.append((budget, window, claim, most is not None))
+        return tuple(found)
 
     def _go_without(self, operation: Operation, accounts: tuple[_Account, ...], error: LedgerError) -> None:
-        if not self._deny:
-            return
-        blocking = next((account for account in accounts if account.budget.on_exceed == _BLOCK), None)
-        if blocking is not None:
-            reason = "the ledger cannot be reached, and ledger_unavailable is 'deny'"
-            self._note_refusal(operation, blocking, reason)
-            raise BlockedError(f"budget {blocking.budget.name!r} cannot be checked: {reason}") from error
-
-    def _refused(
-        self, operation: Operation, account: _Account, short: Standing | None, reason: str
-    ) -> BudgetExceededError:
-        self._note_refusal(operation, account, reason)
-        budget, resets = account.budget, account.window.ends_at
-        spent = to_usd(short.spent + short.reserved) if short is not None else Decimal(0)
-        when = f"; it resets at {resets.isoformat()}" if resets is not None else ""
-        return BudgetExceededError(
-            f"budget {budget.name!r} refused the call: {reason}{when}",
-            budget=budget.name,
-            spent_usd=spent,
-            limit_usd=Decimal(budget.limit_usd),
-            resets_at=resets,
-        )
-
-    def _note_refusal(self, operation: Operation, account: _Account, reason: str) -> None:
-        budget = account.budget
-        operation.recorder.note(
-            Event(
-                semconv.E_BUDGET_BLOCKED,
-                semconv.CATEGORY_DECISION,
-                "WARNING",
-                f"budget {budget.name} refused {operation.name}",
-                operation,
-                budget.name,
-                _BLOCK,
-                reason,
-                {semconv.L_WINDOW: budget.window},
-            )
-        )
+        if self._deny:
+            budget = next(budget for budget, *_ in accounts if budget.blocks)
+            note_refusal(operation, budget, _AWAY)
+            raise BlockedError(f"budget {budget.name!r} cannot be checked: {_AWAY}") from error
 
     # --- after the call ---------------------------------------------------------------------------
 
@@ -236,129 +232,59 @@ class Spending:
         llm = record.llm
         if llm is None:
             return
-        held = llm.reserved
+        self._worst_case.note(llm)
+        held: _Held | None = llm.reserved
+        now_s = self._now_s()
         if held is None:
-            if not record.cost or not self._budgets:
+            if not record.cost:
                 return
             # Nobody asked before this call: it was told afterwards, or the budget is younger than the call.
-            values = _values(record.agent, record.workflow, llm.model, record.ids)
-            held = _Held(f"{getrandbits(128):032x}", tuple(self._accounts(llm, values, self._now_s())))
-            if not held.accounts:
+            accounts = self._accounts(llm, record.agent, record.workflow, record.ids, now_s)
+            if not accounts:
                 return
+            held = f"{getrandbits(128):032x}", accounts
         llm.reserved = None
-        charges = tuple(
-            Claim(account.name, account.window.key, _charge(record, llm, account)) for account in held.accounts
-        )
+        reservation, accounts = held
+        charges = _charges(record, llm, accounts)
         try:
-            standings = self.ledger.settle(held.reservation, charges, self._now_s())
+            standings = self.ledger.settle(reservation, charges, now_s)
         except LedgerError:
-            self._wait(held.reservation, charges)
+            self._backlog.add(Settlement(reservation, charges, tuple([budget for budget, *_ in accounts])))
             return
-        if self._waiting:
-            self._catch_up()
-        for account, standing in zip(held.accounts, standings, strict=True):
-            self._watch(account, standing, record)
+        for (budget, *_), charge, standing in zip(accounts, charges, standings, strict=True):
+            if standing.spent >= budget.soft_pico:
+                _tell(budget, charge, standing, record.operation)
+        if self._backlog:
+            self._catch_up(now_s)
 
-    def _wait(self, reservation: str, charges: tuple[Claim, ...]) -> None:
-        if len(self._waiting) >= _MOST_WAITING:
-            _log.error("taskpilot_instrument: the ledger is away for too long; what calls cost now is in no budget")
-            return
-        self._waiting.append((reservation, charges))
-
-    def _catch_up(self) -> None:
-        """Settle what waited for the ledger; a settlement that was made already changes nothing."""
-        while self._waiting:
-            try:
-                waiting = self._waiting.popleft()
-            except IndexError:  # another thread took it
-                return
-            try:
-                self.ledger.settle(*waiting, self._now_s())
-            except LedgerError:
-                self._waiting.appendleft(waiting)
-                return
+    def _catch_up(self, now_s: float) -> None:
+        """Settle some of what waited for the ledger."""
+        for settlement, standings in self._backlog.settle(now_s, _AT_ONCE):
+            for budget, charge, standing in zip(settlement.budgets, settlement.charges, standings, strict=True):
+                _tell(budget, charge, standing, None)
 
     def close(self) -> None:
         """Settle what still waits."""
-        self._catch_up()
-
-    def _watch(self, account: _Account, standing: Standing, record: Finished) -> None:
-        """Tell once per account and window that the soft share, or the limit, is spent."""
-        budget = account.budget
-        share = standing.spent / budget.limit_pico
-        if share < budget.soft_ratio:
-            return
-        threshold = "limit" if share >= 1 else f"{budget.soft_ratio:.0%}"
-        key = (account.name, account.window.key, threshold)
-        with self._lock:
-            if key in self._said:
-                return
-            self._said[key] = None
-            if len(self._said) > _MOST_SAID:
-                self._said.popitem(last=False)
-        spent, limit = usd(to_usd(standing.spent)), usd(Decimal(budget.limit_usd))
-        scope = account.name.removeprefix(budget.prefix)
-        details: dict[str, Any] = {semconv.MODEL: record.model, semconv.L_WINDOW: budget.window}
-        event = Event(
-            semconv.E_COST_THRESHOLD_EXCEEDED,
-            semconv.CATEGORY_ERROR,
-            "WARNING",
-            f"budget {budget.name}{f' ({scope})' if scope else ''}: {spent} of {limit} spent",
-            record.operation,
-            budget.name,
-            "warn",
-            f"{threshold} of the {budget.window}'s {limit} is spent"
-            if share < 1
-            else f"the {budget.window}'s {limit} is spent",
-            details,
-        )
-        if record.operation is not None:
-            record.operation.recorder.note(event)
-
-    # --- inside -----------------------------------------------------------------------------------
+        self._backlog.close(self._now_s())
 
     def _now_s(self) -> float:
-        return self._clock.epoch_ns() / 1e9
-
-    def _window(self, budget: Budget, now_s: float) -> Window:
-        since, window, until = self._windows.get(budget.name, (now_s, None, now_s))
-        if window is None or not since <= now_s < until:
-            window = budget.window_at(now_s)
-            until = window.ends_at.timestamp() if window.ends_at is not None else float("inf")
-            self._windows[budget.name] = (now_s, window, until)
-        return window
+        return self._epoch_ns() / 1e9
 
 
-def _values(agent: str | None, workflow: str | None, model: str | None, ids: Ids) -> dict[str, str | None]:
-    """Return what a call's scope is; of several experiments at once the first one counts."""
-    experiment, variant = ids.variants[0] if ids.variants else (None, None)
-    return {
-        semconv.AGENT: agent,
-        semconv.MODEL: model,
-        semconv.WORKFLOW: workflow,
-        USER: ids.user_id,
-        semconv.EXPERIMENT: experiment,
-        semconv.VARIANT: variant,
-    }
-
-
-def usd(amount: Decimal) -> str:
-    """Return exact money for people."""
-    return f"${amount.normalize():f}"
-
-
-def _charge(record: Finished, llm: LLMCall, account: _Account) -> int:
+def _charges(record: Finished, llm: LLMCall, accounts: tuple[_Account, ...]) -> tuple[Claim, ...]:
+    """Return what a call is charged with: its cost, or what was held for it where that is unknown."""
     if record.cost is not None:
-        return to_pico(record.cost)
-    return max(0, account.worst) if llm.billable or record.usage is not None else 0
+        cost = to_pico(record.cost)
+    elif llm.billable or record.usage is not None:
+        return tuple([claim for _, _, claim, _ in accounts])
+    else:
+        cost = 0
+    return tuple([Claim(claim.account, claim.period, cost) for _, _, claim, _ in accounts])
 
 
-def _shortage(account: _Account, short: Standing) -> str:
-    budget = account.budget
-    scope = account.name.removeprefix(budget.prefix)
-    spent, reserved, worst = (usd(to_usd(pico)) for pico in (short.spent, short.reserved, account.worst))
-    whose = f"{budget.window}{f' by {scope}' if scope else ''}"
-    return (
-        f"{spent} spent and {reserved} reserved of {usd(Decimal(budget.limit_usd))} for the {whose}; "
-        f"the call may cost up to {worst}"
-    )
+def _tell(budget: Budget, charge: Claim, standing: Standing, operation: Operation | None) -> None:
+    """Tell where a charge went over a budget's soft share or limit."""
+    event = crossing(budget, charge, standing, operation)
+    recorder = operation.recorder if operation is not None else active()
+    if event is not None and recorder is not None:
+        recorder.note(event)

@@ -290,8 +290,8 @@ def watched_class(base: Any, *, is_async: bool) -> Any:
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     watched: Any = types.new_class(base.__name__, bases, exec_body=lambda body: body.update(names))
     if parameters:
-        # Where the SDK looks up the type of a chunk it expects generic bases only.
-        watched.__orig_bases__ = bases[1:]
+        # Where the SDK looks up the type of a chunk it expects generic bases only, and its own class among them.
+        watched.__orig_bases__ = (bases[1], *base.__orig_bases__)
     return watched
 
 

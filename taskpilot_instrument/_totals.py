@@ -55,7 +55,7 @@ class Totals:
                 self.input_tokens += usage.input_tokens or 0
                 self.output_tokens += usage.output_tokens or 0
             if price is not None:
-                self.priced += 1
+                self.priced += price.source != COST_PARTIAL
                 self.cost = add(self.cost, price.usd)
                 self.estimated = self.estimated or price.source == COST_DEFAULT
 
@@ -67,8 +67,6 @@ class Totals:
         """Return the sum and how far to trust it: ``partial`` marks a lower bound."""
         if not self.begun:
             return self.cost, None
-        if not self.priced:
-            return None, COST_UNKNOWN
         if self.priced < self.begun:
-            return self.cost, COST_PARTIAL
+            return (self.cost, COST_PARTIAL) if self.priced or self.cost else (None, COST_UNKNOWN)
         return self.cost, COST_DEFAULT if self.estimated else None

@@ -40,9 +40,35 @@ class Ids(NamedTuple):
     variants: tuple[tuple[str, str], ...] = ()
 
 
-class RemoteRun(NamedTuple):
-    """A run in another process that this one takes part in.
+#: Experiments that one run takes part in; a further one takes the place of the oldest.
+MOST_EXPERIMENTS: Final = 8
 
+
+def with_variant(ids: Ids, experiment: str, variant: str | None) -> Ids:
+    """Return the ids of a run that takes part in one more experiment, or under another variant of it.
+
+    :param variant: None where it takes part no longer.
+    """
+    pairs = dict(ids.variants)
+    if variant is not None:
+        pairs[experiment] = variant
+    else:
+        pairs.pop(experiment, None)
+    return ids._replace(variants=tuple(pairs.items())[-MOST_EXPERIMENTS:])
+
+
+def experiments_of(ids: Ids) -> tuple[str, str]:
+    """Return the experiments of a run and its variants of them as text, for tags and log fields.
+
+    Of several the names stand in the same order with commas between them: what searches tags wants plain text.
+    """
+    return ",".join([experiment for experiment, _ in ids.variants]), ",".join([variant for _, variant in ids.variants])
+
+
+class RemoteRun(NamedTuple):
+    """A run in another process that this one takes part in, or what runs that are still to come shall have.
+
+    :param ids: without a request id each of them makes its own.
     :param workflow: its workflow's name; None where only the ids are known.
     """
 
@@ -64,6 +90,12 @@ def remote_run(context: Context) -> RemoteRun | None:
     return found if isinstance(found, RemoteRun) else None
 
 
+def with_variant_ahead(context: Context, experiment: str, variant: str | None) -> Context:
+    """Return a context in which runs that are still to come take part in an experiment; see :func:`with_variant`."""
+    ids, workflow = remote_run(context) or RemoteRun(Ids(""), None)
+    return with_remote_run(context, with_variant(ids, experiment, variant), workflow)
+
+
 def new_ids(
     parent: Ids | None,
     *,
@@ -77,10 +109,10 @@ def new_ids(
     :param request_id: else the parent's, else the one bound in structlog's contextvars, else a new one.
     """
     if parent is not None:
-        if request_id is None and session_id is None and user_id is None:
+        if request_id is None and session_id is None and user_id is None and parent.request_id:
             return parent
         return Ids(
-            request_id or parent.request_id,
+            request_id or parent.request_id or new_request_id(),
             session_id or parent.session_id,
             user_id or parent.user_id,
             parent.variants,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar, overload
 
 from taskpilot_instrument._callables import observe
+from taskpilot_instrument._framework_runs import IN_USE, join
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, Recorder, active, current
 from taskpilot_instrument.errors import ConfigurationError
@@ -129,6 +130,10 @@ def _observe_function(fn: Callable[..., Any], spec: _Spec) -> Callable[..., Any]
                     name, subject = spec.name or cls.__name__, args[0]
                     if _is_running(spec.kind, subject):
                         return None
+            if IN_USE and spec.kind in IN_USE:
+                part = join(fn, name, lambda: describe.named(args, skip, kwargs))
+                if part is not None:
+                    return part
             return _start(recorder, spec.kind, name, subject, attributes, describe, args, skip, kwargs)
         except Exception as error:
             swallow("start", error)

@@ -15,10 +15,22 @@ TaskpilotError
 
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 
 class TaskpilotError(Exception):
     """Base of every exception that this library raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Those that take more than a message could not come back from another process otherwise.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[TaskpilotError], args: tuple[Any, ...], fields: dict[str, Any]) -> TaskpilotError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigurationError(TaskpilotError, ValueError):

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
-from math import floor, log10
 from typing import Final, NamedTuple
 
+from taskpilot_instrument._display import milliseconds, number, of, percent, span, usd
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
@@ -200,47 +200,47 @@ class GoldenSignals:
 
     def _scope(self) -> str:
         asked = (("workflow", self.workflow), ("agent", self.agent), ("model", self.model))
-        window = "since the start" if self.window_seconds is None else f"last {_span(self.window_seconds)}"
+        window = "since the start" if self.window_seconds is None else f"last {span(self.window_seconds)}"
         return ", ".join([window, *(f"{what} {name}" for what, name in asked if name is not None)])
 
     def _checks(self) -> str:
         sample = self.sample
-        counted = f"{_count(sample.violations)} counted"
+        counted = f"{number(sample.violations)} counted"
         if not sample.checked and not sample.check_failed:
             return f"{counted}, no run was checked" if sample.runs else counted
-        failed = f", {_of(sample.check_failed, 'check')} failed" if sample.check_failed else ""
-        return f"{counted}, {_count(sample.checked)} of {_count(sample.runs)} runs checked{failed}"
+        failed = f", {of(sample.check_failed, 'check')} failed" if sample.check_failed else ""
+        return f"{counted}, {number(sample.checked)} of {number(sample.runs)} runs checked{failed}"
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         sample, verdicts = self.sample, self.verdicts
         cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
         calls = sample.priced + sample.unpriced
-        spent = f"{bound}{_usd(float(sample.spent_usd))} spent, {sample.priced} of {calls} billable calls priced"
+        spent = f"{bound}{usd(float(sample.spent_usd))} spent, {sample.priced} of {calls} billable calls priced"
         if sample.wasted_calls:
-            spent += f", {_usd(float(sample.wasted_usd))} wasted on {_of(sample.wasted_calls, 'call')}"
+            spent += f", {usd(float(sample.wasted_usd))} wasted on {of(sample.wasted_calls, 'call')}"
         return [
             (
                 "success rate",
-                _percent(self.success_rate),
+                percent(self.success_rate),
                 verdicts[G_SUCCESS_RATE],
-                f"{_count(sample.successes)} of {_count(sample.runs)} runs",
+                f"{number(sample.successes)} of {number(sample.runs)} runs",
             ),
             (
                 "p95 latency",
-                "–" if self.p95_latency_ms is None else _milliseconds(self.p95_latency_ms),
+                milliseconds(self.p95_latency_ms),
                 verdicts[G_P95_LATENCY_MS],
                 f"{sample.timed:,} timed",
             ),
-            ("cost per task", "–" if cost is None else f"{bound}{_usd(cost)}", verdicts[G_COST_PER_TASK], spent),
+            ("cost per task", "–" if cost is None else f"{bound}{usd(cost)}", verdicts[G_COST_PER_TASK], spent),
             (
                 "user correctness",
-                _percent(self.user_confirmed_correctness_percent),
+                percent(self.user_confirmed_correctness_percent),
                 verdicts[G_USER_CORRECTNESS],
-                f"{_count(sample.correct)} of {_count(self.feedback)} confirmed",
+                f"{number(sample.correct)} of {number(self.feedback)} confirmed",
             ),
             (
                 "policy violations",
-                _percent(self.policy_violation_rate_percent),
+                percent(self.policy_violation_rate_percent),
                 verdicts[G_VIOLATION_RATE],
                 self._checks(),
             ),
@@ -309,30 +309,3 @@ def judge(key: str, value: float | None) -> Verdict:
     if sign * value <= sign * threshold.healthy:
         return Verdict.HEALTHY
     return Verdict.WARNING if sign * value <= sign * threshold.warning else Verdict.CRITICAL
-
-
-def _span(seconds: int) -> str:
-    unit, size = next((unit, size) for unit, size in reversed(_SECONDS.items()) if seconds % size == 0)
-    return f"{seconds // size}{unit}"
-
-
-def _usd(amount: float) -> str:
-    """Show money with four decimals, and small amounts with three digits that count: they add up to large ones."""
-    decimals = 4 if not 0 < amount < 0.01 else 2 - floor(log10(amount))
-    return f"${amount:,.{decimals}f}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} %"
-
-
-def _of(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}"

@@ -182,7 +182,8 @@ class _PerCall:
 
     def refusal(self, operation: Operation) -> str | None:
         call = operation.llm
-        most = 0 if call is None else self.limit.counted(call.most_input_tokens, call.most_output_tokens)
+        asked = None if call is None else call.most
+        most = 0 if asked is None else self.limit.counted(asked.input_tokens, asked.output_tokens)
         return f"the call may use {most}" if most > self.limit.tokens else None
 
     def excess(self, _operation: Operation, used: int) -> str | None:

@@ -12,18 +12,12 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from taskpilot_instrument._pricebook import (
-    CACHE_READ,
-    CACHE_WRITE,
-    INPUT,
-    OUTPUT,
-    Lookup,
-    Rates,
-    published_rates,
-    table,
-)
+from taskpilot_instrument._money import add, multiply, total
+from taskpilot_instrument._pricebook import Lookup, published_rates, table
+from taskpilot_instrument._unit_prices import CACHE_READ, CACHE_WRITE, INPUT, OUTPUT, Rates
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.semconv import COST_PARTIAL, OPERATION_IMAGE
+from taskpilot_instrument.usage import AUDIO_SECONDS, INPUT_CHARACTERS, Beside, TokenUsage
 
 if TYPE_CHECKING:
     from taskpilot_instrument._records import LLMCall
@@ -47,7 +41,8 @@ class Price(NamedTuple):
     """What a call cost, and who says so.
 
     :param usd: exact USD.
-    :param source: ``user``, ``genai-prices``, or ``default`` for the user's catch-all price, an estimate.
+    :param source: ``user``, ``genai-prices``, ``default`` for the user's catch-all price, an estimate, or ``partial``
+        where something beside the tokens has no known price: the cost is a lower bound then.
     """
 
     usd: Decimal
@@ -138,7 +133,9 @@ MODEL_PRICING: Final = PriceTable()
 
 
 #: The fields of a :class:`Lookup`, as plain as a key can be: it is made for each call.
-_Key = tuple[str | None, str | None, str | None, str | None, str | None]
+_Key = tuple[str | None, str | None, str | None, str | None, str | None, str | None]
+#: Billed where there are no tokens, and not beside them.
+_IN_PLACE_OF_TOKENS: Final = frozenset({INPUT_CHARACTERS, AUDIO_SECONDS})
 
 
 class _Answer(NamedTuple):
@@ -170,12 +167,10 @@ class PriceBook:
 
     def price_call(self, call: "LLMCall", /) -> Price | None:
         """Return the exact cost of an LLM call, None where it is unknown."""
-        if call.usage is None:
-            return None
-        return self._priced(
-            call.usage,
-            (call.model, call.response_model, call.provider, call.base_url, call.service_tier),
-        )
+        key = (call.model, call.response_model, call.provider, call.base_url, call.service_tier, call.operation)
+        if call.beside is not None:
+            return self._priced_with(call.beside, call.usage, key)
+        return None if call.usage is None else self._priced(call.usage, key)
 
     def price(
         self,
@@ -195,9 +190,46 @@ class PriceBook:
         :param base_url: where the call went; a host that nobody knows is taken for a gateway.
         :param service_tier: the tier that served the call.
         """
-        return self._priced(usage, (model, response_model, provider, base_url, service_tier))
+        return self._priced(usage, (model, response_model, provider, base_url, service_tier, None))
+
+    def most_pico(self, call: "LLMCall", input_tokens: int, output_tokens: int, /) -> int | None:
+        """Return the most that so many tokens may cost, in pico-dollars: no discount, and each at its dearest rate.
+
+        :return: None where the price is unknown.
+        """
+        most = call.most
+        tier, has_media = (None, False) if most is None else (most.service_tier, most.has_media)
+        rates = self._answer((call.model, None, call.provider, call.base_url, tier, call.operation)).rates
+        return None if rates is None else rates.most_pico(input_tokens, output_tokens, has_media=has_media)
 
     def _priced(self, usage: TokenUsage, key: _Key) -> Price | None:
+        answer = self._answer(key)
+        usd = answer.rates.cost(usage) if answer.rates is not None else None
+        return Price(usd, answer.source) if usd is not None else None
+
+    def _priced_with(self, beside: Beside, usage: TokenUsage | None, key: _Key) -> Price | None:
+        """Price a call that is billed by more than its tokens, and note what the rest comes to."""
+        answer = self._answer(key)
+        tokens = None if usage is None or answer.rates is None else answer.rates.cost(usage)
+        if usage is not None and tokens is None:
+            return None
+        fees = answer.rates.fees if answer.rates is not None else {}
+        amounts = [
+            None if unit not in fees else multiply(fees[unit], Decimal(count))
+            for unit, count in beside.units.items()
+            if usage is None or unit not in _IN_PLACE_OF_TOKENS
+        ]
+        for model, counts in beside.models:
+            price = self._priced(counts, (model, None, *key[2:4], None, OPERATION_IMAGE))
+            amounts.append(None if price is None else price.usd)
+        known = [usd for usd in amounts if usd is not None]
+        if tokens is None and not known:
+            return None
+        beside.usd = total(known)
+        usd = beside.usd if tokens is None else add(tokens, beside.usd)
+        return Price(usd, answer.source if len(known) == len(amounts) else COST_PARTIAL)
+
+    def _answer(self, key: _Key) -> _Answer:
         since, cache = self._cache
         if since != self._table.version:
             # Read the version first: a change in between starts one more cache, and no stale one.
@@ -207,8 +239,7 @@ class PriceBook:
             if len(cache) >= _MAX_LOOKUPS:
                 cache.clear()
             answer = cache[key] = self._look_up(Lookup(*key))
-        usd = answer.rates.cost(usage) if answer.rates is not None else None
-        return Price(usd, answer.source) if usd is not None else None
+        return answer
 
     def _look_up(self, lookup: Lookup) -> _Answer:
         for name in (lookup.model, lookup.response_model):
@@ -216,7 +247,7 @@ class PriceBook:
                 return _Answer(own, "user", _FOREVER)
         rates, until = published_rates(lookup, self._now())
         if rates is not None:
-            return _Answer(rates, "genai-prices", until)
+            return _Answer(rates, COST_PARTIAL if rates.is_partial else "genai-prices", until)
         default = self._table.rates(_DEFAULT)
         if default is None:
             self._warn(lookup.response_model or lookup.model or "")

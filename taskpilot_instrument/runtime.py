@@ -12,13 +12,15 @@ from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from taskpilot_instrument import _guard, golden, pricing
+from taskpilot_instrument import _guard, comparison, golden, pricing
 from taskpilot_instrument._assembly import add_alerts, add_budgets, assemble
+from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._delivery import Provider, flush_in_time
 from taskpilot_instrument._operation import Recorder, activate, active, finish_orphans
 from taskpilot_instrument._records import Event
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
+from taskpilot_instrument.comparison import ModelComparison
 from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.health import Health, tally
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from taskpilot_instrument._experiment_report import ExperimentReport
     from taskpilot_instrument.alerts import Alert, Callback
     from taskpilot_instrument.budgets import Budget, BudgetStatus
     from taskpilot_instrument.feedback import Feedback, Receipt
-    from taskpilot_instrument.patches._patching import Patch
+    from taskpilot_instrument.integrations._patches import Switch
     from taskpilot_instrument.sinks.ring import Ring
     from taskpilot_instrument.workflow import WorkflowRun
 
@@ -58,7 +61,8 @@ class Instrumentation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._clock = settings.clock or Clock(time.perf_counter_ns, time.time_ns)
-        self._patches: list[Patch] = []
+        self._patches: list[Switch] = []
+        self._frameworks = _frameworks(settings)
         self._server: Any = None
         self._votes: Feedback | None = None
         self._ring: Ring | None = None
@@ -107,6 +111,7 @@ class Instrumentation:
                 self.parts.gates,
                 self.parts.controls,
                 self.parts.listeners,
+                Bills(),
             )
             self._opened = opened.pop_all()
 
@@ -126,7 +131,7 @@ class Instrumentation:
         with _lock:
             _running.append(self)
             activate(self._recorder)
-            self._patches = _apply_patches(self.settings)
+            self._patches = _apply_patches(self.settings, self._frameworks)
             atexit.register(self._at_exit)
 
     def uninstrument(self) -> None:
@@ -199,6 +204,8 @@ class Instrumentation:
     def _at_exit(self) -> None:
         abandon_open_streams(self._recorder)
         finish_orphans()
+        if self.parts.spending is not None:
+            self.parts.spending.close()
         if self.parts.alerts is not None:
             self.parts.alerts.flush()
 
@@ -267,6 +274,44 @@ class Instrumentation:
         """
         finish_orphans()
         return golden.compute(self.metrics, window=window, workflow=workflow, agent=agent, model=model)
+
+    def compare_models(self, *, window: str | None = None, agent: str | None = None) -> ModelComparison:
+        """Compare the models that were called: success, speed, cost and correctness, with 95 % intervals.
+
+        :param window: how far back, such as ``15m``, ``1h`` or ``24h``; None means since the start.
+        :param agent: only this agent's calls and runs.
+        :raises ConfigurationError: for a window that cannot be read or is not kept.
+        """
+        finish_orphans()
+        return comparison.compare(self.metrics, window=window, agent=agent)
+
+    def experiment_report(
+        self, name: str, *, window: str | None = None, margin_points: float = 2.0, margin_percent: float = 5.0
+    ) -> "ExperimentReport":
+        """Report what the variants of an experiment came to in this process, and whether they differ.
+
+        Look as often as you like: with 95 %, nothing that is said of any figure at any look is wrong. Nothing is
+        judged before each variant has 100 runs, of some 40 units or more.
+
+        :param name: of the experiment, of which a run must have ended.
+        :param window: how far back, such as ``1h``; None since the experiment began or got other variants or weights.
+            Figures of a window are not judged: it moves, and intervals hold at every look only from a fixed beginning.
+        :param margin_points: the smallest difference of rates that matters, in percentage points.
+        :param margin_percent: that of cost and latency, in percent of the first variant's.
+        :raises ConfigurationError: for an experiment that is not known, an argument that is not valid, or where scipy
+            (extra ``experiments``) is not installed.
+        """
+        from taskpilot_instrument._experiment_report import report
+
+        finish_orphans()
+        return report(
+            self.metrics.trials, name, window=window, margin_points=margin_points, margin_percent=margin_percent
+        )
+
+    def experiment_names(self) -> tuple[str, ...]:
+        """Return the experiments that :meth:`experiment_report` knows."""
+        finish_orphans()
+        return tuple(self.metrics.trials.trials)
 
     def record_feedback(
         self,
@@ -349,6 +394,8 @@ class Instrumentation:
         :raises LedgerError: where the ledger cannot be opened.
         """
         with _lock:
+            if self not in _running:
+                return
             if self.parts.spending is None:
                 spending = add_budgets(
                     self.parts, self.settings, self._clock, self._recorder.prices, self.metrics, self._opened
@@ -458,19 +505,28 @@ def _serve_metrics(port: int, address: str, registry: Any) -> Any:
     return server
 
 
-def _apply_patches(settings: Settings) -> "list[Patch]":
+def _apply_patches(settings: Settings, frameworks: "list[Switch]") -> "list[Switch]":
     # Imported here: the library works, and imports fast, where openai is not installed.
     from taskpilot_instrument.patches import openai, threads
 
-    patches: list[Patch] = []
+    patches: list[Switch] = []
     if settings.patch_openai:
         with suppress(ImportError):
             patches += openai.patches()
     if settings.propagate_threads:
         patches += threads.patches()
+    patches += frameworks
     for patch in patches:
         patch.apply()
     return patches
+
+
+def _frameworks(settings: Settings) -> "list[Switch]":
+    if not settings.frameworks or not settings.enabled:
+        return []
+    from taskpilot_instrument.integrations._frameworks import switches
+
+    return switches(settings.frameworks)
 
 
 def _forget(instrumentation: Instrumentation) -> None:
@@ -561,6 +617,27 @@ def golden_signals(
     :raises ConfigurationError: for a window that cannot be read or is not kept.
     """
     return instrumentation().golden_signals(window=window, workflow=workflow, agent=agent, model=model)
+
+
+def compare_models(*, window: str | None = None, agent: str | None = None) -> ModelComparison:
+    """Compare the models that were called; see :meth:`Instrumentation.compare_models`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    :raises ConfigurationError: for a window that cannot be read or is not kept.
+    """
+    return instrumentation().compare_models(window=window, agent=agent)
+
+
+def experiment_report(
+    name: str, *, window: str | None = None, margin_points: float = 2.0, margin_percent: float = 5.0
+) -> "ExperimentReport":
+    """Report whether the variants of an experiment differ; see :meth:`Instrumentation.experiment_report`.
+
+    :raises NotInstrumentedError: before ``instrument()``.
+    """
+    return instrumentation().experiment_report(
+        name, window=window, margin_points=margin_points, margin_percent=margin_percent
+    )
 
 
 def health() -> Health:

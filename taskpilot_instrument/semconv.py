@@ -107,6 +107,9 @@ HTTP_RESPONSE_RATE_LIMITS: Final = (
     "http.response.header.x-ratelimit-remaining-tokens",
 )
 
+#: What a call is billed for beside its own tokens, such as hosted tools; the conventions have nothing for it.
+EVENT_OTHER_USAGE: Final = "openai.other_usage"
+
 EVENT_EXCEPTION: Final = "exception"
 EXCEPTION_TYPE: Final = "exception.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
@@ -176,9 +179,18 @@ OPERATION_COMPLETION: Final = "text_completion"
 OPERATION_EMBEDDINGS: Final = "embeddings"
 #: The conventions have no name of their own for images: generate_content is their multimodal one.
 OPERATION_IMAGE: Final = "generate_content"
-OPERATION_AUDIO: Final = "generate_content"
+OPERATION_VIDEO: Final = "generate_content"
+# Nor for what follows.
+OPERATION_TRANSCRIPTION: Final = "transcription"
+OPERATION_TRANSLATION: Final = "translation"
+OPERATION_SPEECH: Final = "speech"
 OPERATION_MODERATION: Final = "moderation"
 OPERATION_BATCH: Final = "batch"
+OPERATION_DECISION: Final = "decision"
+OPERATION_EVALUATION: Final = "evaluation"
+OPERATION_GRADING: Final = "grading"
+OPERATION_TRAINING: Final = "fine_tuning"
+OPERATION_CONTAINER: Final = "create_container"
 
 # --- metric families ----------------------------------------------------------------------------
 M_WORKFLOW_RUNS: Final = "taskpilot_workflow_runs_total"
@@ -339,6 +351,7 @@ LOG_FIELDS_ALWAYS: Final = (
 LOG_FIELDS_OPTIONAL: Final = (
     "workflow", "agent", "tool", "model", "input_tokens", "output_tokens", "cost_usd", "cost_source", "latency_ms",
     "outcome", "input_length", "output_length", "error_type", "error_message", "policy", "decision", "reason",
+    "experiment", "variant",
 )  # fmt: skip
 
 # The fields that are no tag as well.
@@ -382,6 +395,7 @@ ECS_FIELDS: Final[dict[str, str]] = {
     "latency_ms": "taskpilot.latency_ms", "outcome": "labels.outcome", "input_length": "taskpilot.input_length",
     "output_length": "taskpilot.output_length", "error_type": "error.type", "error_message": "error.message",
     "policy": "labels.policy", "decision": "labels.decision", "reason": "event.reason",
+    "experiment": "labels.experiment", "variant": "labels.variant",
 }  # fmt: skip
 #: ``event.outcome`` knows three values.
 ECS_OUTCOMES: Final[dict[str, str]] = {

@@ -30,6 +30,7 @@ _PREFIX: Final = "TASKPILOT_"
 _SPEC: Final = "spec"
 _SILENT: Final = object()
 
+Framework = Literal["agent_framework", "openai_agents", "langchain", "pydantic_ai"]
 CaptureContent = Literal["no_content", "span_only", "event_only", "span_and_event"]
 LedgerUnavailable = Literal["allow", "deny"]
 LogProfile = Literal["flat", "ecs"]
@@ -237,6 +238,12 @@ class Settings:
         "Observe calls made through the openai client, where it is installed.",
         "TASKPILOT_PATCH_OPENAI",
         default=True,
+    )
+    frameworks: tuple[Framework, ...] = _setting(
+        _forms.choices(get_args(Framework)),
+        "Agent frameworks whose workflows, agents and tools are observed.",
+        "TASKPILOT_FRAMEWORKS",
+        default=(),
     )
     include_usage: bool = _setting(
         _forms.boolean(),

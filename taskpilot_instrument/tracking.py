@@ -6,7 +6,8 @@ from typing import Any
 from opentelemetry.trace import INVALID_SPAN
 
 from taskpilot_instrument._bodies import as_object
-from taskpilot_instrument._operation import active, current
+from taskpilot_instrument._guard import swallow
+from taskpilot_instrument._operation import Recorder, active, current
 from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument._token_watch import watch
 from taskpilot_instrument.context import Ids
@@ -80,8 +81,20 @@ def track_llm_metrics(
         time_to_first_chunk_ns=None,
     )
     metrics.record_call(record)
+    if recorder is not None and metrics in recorder.sinks:
+        _charge(record._replace(ids=around.ids) if around is not None else record, recorder)
     watch(record, call, around, recorder.note if recorder is not None and metrics in recorder.sinks else metrics.noted)
     return float(price.usd) if price is not None else None
+
+
+def _charge(record: Finished, recorder: Recorder) -> None:
+    """Tell the budgets, which are told of patched calls like any other sink."""
+    for sink in recorder.sinks:
+        if sink.where == "budget":
+            try:
+                sink.finished(record)
+            except Exception as error:
+                swallow(sink.where, error)
 
 
 def _read(response: Any, model: str | None, provider: str) -> LLMCall:

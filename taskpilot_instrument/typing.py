@@ -79,6 +79,9 @@ class PriceSource(Protocol):
     def price_call(self, call: "LLMCall", /) -> "Price | None":
         """Return the exact cost, or None where it is unknown."""
 
+    def most_pico(self, call: "LLMCall", input_tokens: int, output_tokens: int, /) -> int | None:
+        """Return the most that so many tokens may cost in this call, in pico-dollars; None where it is unknown."""
+
 
 class ChunkReader(Protocol):
     """Read one streamed response, chunk by chunk, into its LLM call."""

@@ -4,8 +4,18 @@ Readers are pure: they take what the OpenAI client parsed, or the JSON it parsed
 trust a value: a count is an ``int`` that is not negative, anything else is unknown.
 """
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final, NamedTuple, Protocol
+
+#: What is billed otherwise than by the token, in the words of the price table.
+WEB_SEARCHES: Final = "web_searches"
+STORAGE_SEARCHES: Final = "storage_searches"
+CODE_CALLS: Final = "code_calls"
+IMAGE_GENERATIONS: Final = "image_generations"
+INPUT_CHARACTERS: Final = "input_characters"
+AUDIO_SECONDS: Final = "audio_seconds"
 
 
 class TokenUsage(NamedTuple):
@@ -27,6 +37,24 @@ class TokenUsage(NamedTuple):
     output_image_tokens: int = 0
     #: Billed output that the host counts beside ``output_tokens``: x.ai does so with reasoning.
     extra_output_tokens: int = 0
+
+
+class Beside:
+    """What the provider bills beside a call's own tokens, or in place of them.
+
+    :param units: how many of what, by the names above.
+    :param models: other models that worked for the call, each with its tokens, such as the one that draws a picture.
+    """
+
+    __slots__ = ("models", "units", "usd")
+
+    def __init__(
+        self, units: Mapping[str, int | Decimal], models: tuple[tuple[str | None, TokenUsage], ...] = ()
+    ) -> None:
+        self.units = units
+        self.models = models
+        #: What of it has a price, once the call was priced.
+        self.usd: Decimal | None = None
 
 
 class Fields(Protocol):
@@ -98,6 +126,14 @@ def usage_from(usage: object) -> TokenUsage | None:
     return TokenUsage._make(
         (given, made, cached, written, reasoning, audio_in, audio_out, audio_cached, image_in, image_out, beside)
     )
+
+
+def seconds_of(usage: object) -> Decimal | None:
+    """Return the length of the audio where that is what the usage tells; None where it is not."""
+    seconds = fields_of(usage).get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        return None
+    return Decimal(repr(seconds))
 
 
 def _input_details(fields: Fields) -> tuple[int, int, int, int, int]:

@@ -32,7 +32,7 @@ def binary(*names: str) -> str:
         path = shutil.which(name)
         if path is not None:
             return path
-    message = f"not installed: {' or '.join(names)} (apt-get install prometheus prometheus-alertmanager)"
+    message = f"not installed: {' or '.join(names)} (apt-get install prometheus prometheus-alertmanager redis-server)"
     if os.environ.get("TASKPILOT_REQUIRE_BACKENDS") == "1":
         pytest.fail(message)
     pytest.skip(message)
@@ -215,25 +215,37 @@ def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 class RedisServer:
-    """A real Redis of a test's own, which can be stopped and started again."""
+    """A real Redis of a test's own, which can be stopped and started again.
 
-    def __init__(self, folder: Path) -> None:
+    :param folder: an empty one of its own.
+    :param options: as on its command line.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
         self._program = binary("redis-server")
         self._folder = folder
-        self.port = free_port()
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        for _ in range(_ATTEMPTS):
+            self.port = free_port()
+            if self.start():
+                return
+        pytest.fail(f"does not start: {self._program} {' '.join(options)}")
 
     @property
     def url(self) -> str:
         """Its address."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self) -> None:
-        """Start it, and wait until it answers; what an earlier one kept is there again."""
+    def start(self) -> bool:
+        """Start it, and wait until it answers; what an earlier one kept is there again. Return whether it runs."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--appendonly", "yes"]
-        self._process = subprocess.Popen([self._program, *options], stdout=subprocess.DEVNULL)
-        wait_for("answer of redis-server", self._answers)
+        self._process = subprocess.Popen([self._program, *options, *self._options], stdout=subprocess.DEVNULL)
+        wait_for("answer of redis-server", lambda: self._ended() or self._answers())
+        return not self._ended()
+
+    def _ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
 
     def _answers(self) -> bool:
         try:

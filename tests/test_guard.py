@@ -35,7 +35,7 @@ from taskpilot_instrument import (
     decorators,
     pricing,
 )
-from taskpilot_instrument.patches import _openai_response
+from taskpilot_instrument.patches import _openai_call, _openai_response
 from taskpilot_instrument.patches import openai as openai_patch
 from taskpilot_instrument.sinks import logs, metrics, traces
 from taskpilot_instrument.testing import Captured, capture
@@ -386,16 +386,16 @@ FAULTS: dict[str, Fault] = {
     "endpoint": fault(method(openai_patch, "surface_of"), "before"),
     "request body": fault(method(openai_patch, "body_of"), "before"),
     "request reader": fault(method(openai_patch, "llm_call"), "before"),
-    "request attributes": fault(method(openai_patch, "request_attributes"), "request"),
+    "request attributes": fault(method(_openai_call, "request_attributes"), "request"),
     "server": fault(method(openai_patch, "server_of"), "before"),
-    "content of a request": fault(method(openai_patch, "capture_input"), "request"),
+    "content of a request": fault(method(_openai_call, "capture_input"), "request"),
     "content of arguments and results": fault(break_capture, "capture", "request", "usage", "abandon"),
     "retries and request id": fault(break_transport, "transport"),
     # an answer is read
-    "answer": fault(method(openai_patch, "read_response"), "usage"),
+    "answer": fault(method(_openai_call, "read_response"), "usage"),
     "usage": fault(method(_openai_response, "read_usage"), "usage"),
-    "stream class": fault(method(openai_patch, "watched_class"), "stream"),
-    "watch": fault(method(openai_patch, "Watch"), "usage"),
+    "stream class": fault(method(_openai_call, "watched_class"), "stream"),
+    "watch": fault(method(_openai_call, "Watch"), "usage"),
     "hooks on the response": fault(method(_streams.Watch, "hook"), "usage"),
     "hooks on the response, half done": fault(method(weakref, "finalize"), "usage"),
     "event splitter": fault(method(_bodies.EventBody, "feed"), "usage"),
@@ -523,8 +523,8 @@ ROOT = str(PACKAGE)
 GATES = [
     str(PACKAGE / path)
     for path in (
-        "_callables.py", "_guard.py", "_operation.py", "_streams.py", "decorators.py", "patches/openai.py",
-        "runtime.py", "testing.py", "workflow.py",
+        "_callables.py", "_guard.py", "_operation.py", "_streams.py", "decorators.py", "patches/_openai_call.py",
+        "patches/openai.py", "runtime.py", "testing.py", "workflow.py",
     )
 ]  # fmt: skip
 

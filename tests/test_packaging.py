@@ -32,7 +32,9 @@ LEVELS: Final = {
     "semconv": 0,
     "errors": 0,
     "typing": 0,
+    "_assignment": 1,
     "_definition": 1,
+    "_display": 1,
     "_fingerprint": 1,
     "_forms": 1,
     "_guard": 1,
@@ -41,14 +43,18 @@ LEVELS: Final = {
     "settings": 1,
     "_money": 1,
     "_rates": 1,
+    "_bills": 2,
     "_operation": 2,
     "_records": 2,
     "_totals": 2,
+    "_unit_prices": 2,
     "_pricebook": 2,
     "pricing": 2,
     "usage": 2,
+    "_backlog": 3,
     "_budget_file": 3,
     "_budget_windows": 1,
+    "_budget_words": 3,
     "_decisions": 3,
     "_history": 3,
     "_rules": 3,
@@ -56,6 +62,7 @@ LEVELS: Final = {
     "_subject": 3,
     "_token_watch": 3,
     "_waiting": 3,
+    "_worst_case": 3,
     "budgets": 3,
     "guardrails": 3,
     "limits": 3,
@@ -65,8 +72,12 @@ LEVELS: Final = {
     "_alerting": 4,
     "_bodies": 4,
     "_callables": 4,
+    "_framework_runs": 4,
     "_checks": 4,
+    "_estimates": 4,
+    "_experiment_report": 4,
     "_inspection": 4,
+    "_sequential": 4,
     "_streams": 4,
     "alerts": 4,
     "comparison": 4,
@@ -258,9 +269,10 @@ def test_optional_libraries_are_optional(metadata: Message) -> None:
 
     optional = {"openai", "rich", "starlette", "uvicorn", "redis", "scipy", "agent-framework-core", "nemoguardrails"}
     assert set() == core & optional
-    assert {"cli", "dev", "experiments", "frameworks", "nemo", "openai", "redis", "web"} == set(
-        metadata.get_all("Provides-Extra", [])
-    )
+    assert {
+        "agent-framework", "cli", "dev", "experiments", "frameworks", "langchain", "nemo", "openai", "openai-agents",
+        "pydantic-ai", "redis", "web",
+    } == set(metadata.get_all("Provides-Extra", []))  # fmt: skip
 
 
 @only_in_a_checkout
@@ -270,7 +282,8 @@ def test_the_core_imports_only_what_it_declares() -> None:
     extras = [each for name, extra in project["optional-dependencies"].items() if name != "dev" for each in extra]
     declared = {re.split(r"[^\w.-]", each)[0].replace("-", "_") for each in [*project["dependencies"], *extras]}
     # Distributions whose packages are named otherwise, and grpc, in whose types its exporter takes arguments.
-    declared |= {"opentelemetry", "agents", "agent_framework", "grpc"} | set(sys.stdlib_module_names) | {NAME}
+    declared |= {"opentelemetry", "agents", "agent_framework", "pydantic_ai", "grpc", NAME}
+    declared |= set(sys.stdlib_module_names)
     used = {
         name.split(".")[0]
         for _, path in modules()

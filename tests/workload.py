@@ -52,11 +52,13 @@ class Workload:
             await self._program["work_off"](self._program["GOALS"], client, self.handle.metrics)
 
     def do_the_rest(self) -> None:
-        """Do once what the example does not: fail at the model, hit limits, meet guardrails and a bug of ours."""
+        """Do once what the example does not: fail at the model, hit limits, be refused, meet guardrails, a bug."""
         with openai.OpenAI(api_key="none", base_url=self.url, max_retries=0) as client:
             for model in ("unknown-model", "broken-model", "short-model"):
                 with suppress(openai.BadRequestError):
                     client.chat.completions.create(model=model, messages=[{"role": "user", "content": "misuse"}])
+            with suppress(tp.BudgetExceededError):
+                client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "too dear"}])
         metrics = self.handle.metrics
         for number in range(self.handle.settings.label_cap + 1):
             metrics.record_guardrail_block("PlannerAgent", f"guardrail-{number}", "input")
@@ -81,7 +83,11 @@ class Workload:
 def workload() -> Iterator[Workload]:
     """Observe the example against an embedded server, on a registry of its own, until the block is left."""
     provider = TracerProvider(shutdown_on_exit=False)
-    settings: dict[str, Any] = {"registry": CollectorRegistry(), "tracer_provider": provider, "label_cap": 30}
+    dear = tp.Budget("dear models", "0.001", scope={"model": "gpt-4o"}, on_exceed="block")
+    settings: dict[str, Any] = {
+        "registry": CollectorRegistry(), "tracer_provider": provider, "label_cap": 30, "ledger": "memory",
+        "budgets": [tp.Budget("all", 10_000, window="month"), dear],
+    }  # fmt: skip
     with tp.instrument(metrics_port=0, logs="off", **settings) as handle:
         made = Workload(handle)
         with EmbeddedServer(made.answer) as server:

@@ -1,68 +1,11 @@
-"""Read an OpenAI request: is it billable, which operation is it, what does it ask for."""
+"""Read an OpenAI request: what it asks for, what it may cost, and where it goes."""
 
-import re
 import weakref
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from taskpilot_instrument import semconv
 from taskpilot_instrument._records import LLMCall
-
-
-class Surface(NamedTuple):
-    """One billable endpoint.
-
-    :param operation: ``gen_ai.operation.name``.
-    :param events: True where its streams are typed events with a response inside, not chunks.
-    :param is_free: True where the provider bills nothing.
-    """
-
-    operation: str
-    events: bool
-    is_free: bool = False
-
-
-_SURFACES: Final[dict[str, Surface]] = {
-    "/chat/completions": Surface(semconv.OPERATION_CHAT, events=False),
-    "/completions": Surface(semconv.OPERATION_COMPLETION, events=False),
-    "/responses": Surface(semconv.OPERATION_CHAT, events=True),
-    "/responses/compact": Surface(semconv.OPERATION_CHAT, events=True),
-    "/embeddings": Surface(semconv.OPERATION_EMBEDDINGS, events=False),
-    "/images/generations": Surface(semconv.OPERATION_IMAGE, events=True),
-    "/images/edits": Surface(semconv.OPERATION_IMAGE, events=True),
-    "/images/variations": Surface(semconv.OPERATION_IMAGE, events=True),
-    "/audio/transcriptions": Surface(semconv.OPERATION_AUDIO, events=True),
-    "/audio/translations": Surface(semconv.OPERATION_AUDIO, events=True),
-    "/audio/speech": Surface(semconv.OPERATION_AUDIO, events=True),
-    "/moderations": Surface(semconv.OPERATION_MODERATION, events=False, is_free=True),
-}
-#: What was started before is asked for here, and its usage told: a response (or its cancellation), a batch.
-_LATE: Final = re.compile(r"/(responses|batches)/([\w-]+)(?:/cancel)?$")
-#: What may stand before the endpoint where the path is given whole: host, version, Azure deployment.
-_PREFIX: Final = re.compile(r"^(?:https?://[^/]+)?(?:/openai)?(?:/v\d+)?(?:/deployments/[^/]+)?(?=/)")
-
-
-def surface_of(method: str, url: str) -> Surface | None:
-    """Return the billable endpoint that a request goes to, None for any other request."""
-    if method.lower() != "post":
-        return None
-    found = _SURFACES.get(url)
-    if found is not None:
-        return found
-    path = url.partition("?")[0].rstrip("/")
-    return _SURFACES.get(_PREFIX.sub("", path if path.startswith(("/", "http")) else f"/{path}"))
-
-
-def late_surface_of(method: str, url: str) -> Surface | None:
-    """Return the endpoint at which something that runs in the background tells its usage, None for any other."""
-    path = url.partition("?")[0].rstrip("/")
-    found = _LATE.search(path)
-    if found is None or method.lower() not in {"get", "post"} or path.endswith("/responses/compact"):
-        return None
-    return _BATCH if found[1] == "batches" else _SURFACES["/responses"]
-
-
-_BATCH: Final = Surface(semconv.OPERATION_BATCH, events=False)
+from taskpilot_instrument.patches._openai_surfaces import Surface
 
 
 def body_of(options: Any) -> dict[str, Any]:
@@ -71,45 +14,6 @@ def body_of(options: Any) -> dict[str, Any]:
     body = data if isinstance(data, dict) else {}
     extra = options.extra_json
     return {**body, **extra} if extra and isinstance(extra, Mapping) else body
-
-
-# --- what it may cost ---------------------------------------------------------------------------
-
-_OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-#: Members that become input tokens.
-_INPUTS: Final = ("messages", "input", "prompt", "instructions", "tools", "functions", "response_format", "text")
-#: English has about four bytes a token, JSON and most other languages more tokens; a message costs a few by itself.
-_BYTES_PER_TOKEN: Final = 3
-_TOKENS_PER_PART: Final = 8
-#: What a picture or a recording costs at most depends on its size, which is not known here.
-_TOKENS_PER_FILE: Final = 1_500
-_FILES: Final = frozenset({"image_url", "input_audio", "file_data", "image"})
-_DEEPEST: Final = 12
-
-
-def worst_case(body: dict[str, Any]) -> tuple[int, int | None]:
-    """Return an upper estimate of the input tokens, and the most output tokens that the request allows.
-
-    :return: None for the output where the request sets no limit.
-    """
-    given = sum(_estimate(body[name], 0) for name in _INPUTS if name in body)
-    limits = [body[name] for name in _OUTPUT_LIMITS if type(body.get(name)) is int]
-    choices = body.get("n") if type(body.get("n")) is int else 1
-    return given, max(limits) * max(1, choices or 1) if limits else None
-
-
-def _estimate(value: Any, depth: int) -> int:
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1
-    if isinstance(value, Mapping) and depth < _DEEPEST:
-        return _TOKENS_PER_PART + sum(
-            _TOKENS_PER_FILE if key in _FILES else _estimate(item, depth + 1) for key, item in value.items()
-        )
-    if isinstance(value, list | tuple) and depth < _DEEPEST:
-        if value and type(value[0]) is int:
-            return len(value)  # tokens already
-        return sum(_estimate(item, depth + 1) for item in value)
-    return 1
 
 
 # --- where it goes ------------------------------------------------------------------------------

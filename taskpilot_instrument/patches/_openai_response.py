@@ -3,70 +3,123 @@
 Works on the client's parsed objects and on parsed JSON alike: both have attributes.
 """
 
-import threading
-from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Final
 
+from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.patches._openai_content import OutputText, output_messages
-from taskpilot_instrument.semconv import OPERATION_CHAT, Outcome
+from taskpilot_instrument.patches._openai_tools import as_image, assistant_tools_of, drawings_of, tools_of
+from taskpilot_instrument.semconv import (
+    OPERATION_CHAT,
+    OPERATION_IMAGE,
+    OPERATION_TRANSCRIPTION,
+    OPERATION_TRANSLATION,
+    Outcome,
+)
 from taskpilot_instrument.typing import Capture
-from taskpilot_instrument.usage import Fields, TokenUsage, fields_of, read_usage
+from taskpilot_instrument.usage import AUDIO_SECONDS, Beside, Fields, TokenUsage, fields_of, read_usage, seconds_of
 
 Failure = tuple[Outcome, str | None]
 
 #: Finish reasons of the Responses API in the words of the chat API, so that one search finds both.
-_INCOMPLETE_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
+_INCOMPLETE_REASONS: Final = {
+    "max_output_tokens": "length", "max_tokens": "length", "max_completion_tokens": "length",
+    "max_prompt_tokens": "length",
+}  # fmt: skip
 _STOP: Final = "stop"
 #: What stands in place of ``stop`` where the model refused to answer: both APIs tell that beside the reason.
 _REFUSAL: Final = "refusal"
 
 
-class Billed:
-    """Ids of what was counted: a response that ran in the background is retrieved many times with the same usage.
-
-    The latest ten thousand are known; who retrieves one that is older counts it again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ids: OrderedDict[str, None] = OrderedDict()
-
-    def claim(self, call: LLMCall, name: str) -> bool:
-        """Note an id of the host that a call went to; tell whether it is new."""
-        key = f"{call.base_url} {name}"
-        with self._lock:
-            if key in self._ids:
-                return False
-            self._ids[key] = None
-            if len(self._ids) > _MOST_BILLED:
-                self._ids.popitem(last=False)
-            return True
+#: How what runs in the background ends, by ``object``.
+DONE: Final = {
+    "response": frozenset({"completed", "incomplete", "failed", "cancelled"}),
+    "thread.run": frozenset({"completed", "incomplete", "failed", "cancelled", "expired"}),
+    "agent.session.turn": frozenset({"completed", "failed", "cancelled"}),
+    "batch": frozenset({"completed", "expired", "cancelled"}),
+    "eval.run": frozenset({"completed", "failed", "canceled", "cancelled"}),
+}
 
 
-_MOST_BILLED: Final = 10_000
-billed: Final = Billed()
-
-
-def read_response(call: LLMCall, response: Any, capture: Capture | None = None) -> Failure | None:
+def read_response(
+    call: LLMCall, response: Any, capture: Capture | None = None, bills: Bills | None = None
+) -> Failure | None:
     """Read a whole response into ``call``; return how it failed where the response itself says so.
 
     :param capture: turns message content into text where content is captured.
+    :param bills: where the call made what it answers, and not only asked for it: notes that it was counted.
     """
     fields = fields_of(response)
     _identify(call, fields)
     call.usage = read_usage(response)
     failure = None
-    if call.usage is not None and call.response_id is not None:
-        billed.claim(call, call.response_id)
-    if fields.get("object") == "response":
-        call.finish_reasons, failure = _status(response)
-    elif isinstance(choices := fields.get("choices"), list):
+    if isinstance(choices := fields.get("choices"), list):
         reasons = [_reason(choice) for choice in choices]
         call.finish_reasons = tuple([reason for reason in reasons if isinstance(reason, str)])
+    elif (read := _READERS.get(fields.get("object") or call.operation)) is not None:
+        failure = read(call, response, fields)
+        if bills is not None and call.response_id is not None:
+            _settle(call, call.response_id, fields, bills)
     if capture is not None:
         call.output_messages = output_messages(response, capture)
     return failure
+
+
+def _settle(call: LLMCall, name: str, fields: Fields, bills: Bills) -> None:
+    """Note whether the call that made this is billed for it, or whoever asks for it once it is done."""
+    kind = fields.get("object")
+    if kind not in DONE:
+        return
+    if call.usage is not None:
+        if not bills.make(call.base_url, name) and call.streamed:
+            call.usage, call.beside, call.billable = None, None, False  # it was asked for while it ran
+    elif fields.get("status") not in DONE[kind]:
+        bills.open(call.base_url, name, call.model)
+        # A stream that was left stops the work, unless that goes on without it.
+        if not call.streamed or kind != "response" or fields.get("background"):
+            call.billable = False
+
+
+# --- what each kind of response tells -----------------------------------------------------------
+
+
+def _read_response(call: LLMCall, response: Any, fields: Fields) -> Failure | None:
+    output = getattr(response, "output", None) or ()
+    call.finish_reasons, failure = _status(response, output)
+    call.beside = tools_of(fields, output, call.usage)
+    return failure
+
+
+def _read_run(call: LLMCall, run: Any, _fields: Fields) -> Failure | None:
+    call.finish_reasons, failure = _status(run, ())
+    call.beside = assistant_tools_of(run)
+    return failure
+
+
+def _read_images(call: LLMCall, _response: Any, fields: Fields) -> Failure | None:
+    if call.usage is not None:
+        call.usage = as_image(call.usage, fields.get("usage"))
+    call.beside = drawings_of(fields)
+    return None
+
+
+def _read_audio(call: LLMCall, _response: Any, fields: Fields) -> Failure | None:
+    usage = fields.get("usage")
+    seconds = seconds_of(usage) if usage is not None and call.usage is None else None
+    if seconds is not None:
+        call.beside = Beside({AUDIO_SECONDS: seconds})
+    return None
+
+
+_READERS: Final[dict[Any, Callable[[LLMCall, Any, Fields], Failure | None]]] = {
+    "response": _read_response,
+    "thread.run": _read_run,
+    "agent.session.turn": _read_run,
+    OPERATION_IMAGE: _read_images,
+    OPERATION_TRANSCRIPTION: _read_audio,
+    OPERATION_TRANSLATION: _read_audio,
+}
 
 
 def _identify(call: LLMCall, fields: Fields) -> None:
@@ -85,11 +138,10 @@ def _reason(choice: Any) -> Any:
     return reason
 
 
-def _status(response: Any) -> tuple[tuple[str, ...], Failure | None]:
-    """Return finish reasons and failure of a response of the Responses API."""
+def _status(response: Any, output: Any) -> tuple[tuple[str, ...], Failure | None]:
+    """Return finish reasons and failure of what has a status."""
     status = getattr(response, "status", None)
     if status == "completed":
-        output = getattr(response, "output", None) or ()
         if any(getattr(item, "type", None) == "function_call" for item in output):
             return ("tool_calls",), None
         parts = (part for item in output for part in getattr(item, "content", None) or ())
@@ -97,9 +149,9 @@ def _status(response: Any) -> tuple[tuple[str, ...], Failure | None]:
     if status == "incomplete":
         reason = getattr(getattr(response, "incomplete_details", None), "reason", None)
         return (_INCOMPLETE_REASONS.get(str(reason), str(reason or "incomplete")),), None
-    if status == "failed":
-        code = getattr(getattr(response, "error", None), "code", None)
-        return ("error",), (Outcome.ERROR, str(code or "failed"))
+    if status in {"failed", "expired"}:
+        error = getattr(response, "error", None) or getattr(response, "last_error", None)
+        return ("error",), (Outcome.ERROR, str(getattr(error, "code", None) or status))
     if status == "cancelled":
         return ("cancelled",), (Outcome.CANCELLED, None)
     return (), None
@@ -166,9 +218,11 @@ class ChunkedReader:
 
 
 class EventReader:
-    """Read a stream of typed events: responses, images.
+    """Read a stream of typed events: responses, images, audio, assistants' runs.
 
     A response comes whole inside its first and last events; the text between is not needed.
+
+    :param bills: notes that what the stream tells of was begun, and counted.
     """
 
     _WITH_RESPONSE: Final = frozenset({
@@ -177,27 +231,36 @@ class EventReader:
     })  # fmt: skip
     _LAST: Final = frozenset({
         "response.completed", "response.failed", "response.incomplete",
-        "image_generation.completed", "image_edit.completed", "transcript.text.done",
+        "image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done",
     })  # fmt: skip
 
-    def __init__(self, call: LLMCall, capture: Capture | None = None) -> None:
+    def __init__(self, call: LLMCall, capture: Capture | None, bills: Bills) -> None:
         self.complete = False
         self.failure: Failure | None = None
         self._call = call
         self._capture = capture
+        self._bills = bills
         self._response: Any = None
 
     def read_chunk(self, event: Any) -> None:
         """Keep the latest response that an event carried."""
         kind = getattr(event, "type", None)
         if kind in self._WITH_RESPONSE:
-            self._response = event.response
+            self._keep(event.response)
         elif kind == "error":
             self.failure = (Outcome.ERROR, str(getattr(event, "code", None) or "error"))
+        elif kind is None and (run := run_in(event)) is not None:
+            self._keep(run)
+            self.complete = run.status in DONE["thread.run"]
         if kind in self._LAST:
             self.complete = True
             if self._response is None:
                 self._response = event
+
+    def _keep(self, response: Any) -> None:
+        if self._response is None and isinstance(name := getattr(response, "id", None), str):
+            self._bills.open(self._call.base_url, name, self._call.model)
+        self._response = response
 
     def is_only_usage(self, _chunk: Any) -> bool:
         """Return False: what is read here comes whole."""
@@ -206,22 +269,29 @@ class EventReader:
     def read_end(self) -> None:
         """Read the latest response into the call."""
         if self._response is not None:
-            failure = read_response(self._call, self._response, self._capture)
+            failure = read_response(self._call, self._response, self._capture, self._bills)
             self.failure = self.failure or failure
+
+
+def run_in(event: Any) -> Any:
+    """Return the assistant's run that an event carries, or is; None where it tells of something else."""
+    data = getattr(event, "data", event)
+    return data if getattr(data, "object", None) == "thread.run" else None
 
 
 class WholeReader:
     """Read a JSON document that the caller takes as bytes: it is one chunk, and the last one."""
 
-    def __init__(self, call: LLMCall, capture: Capture | None = None) -> None:
+    def __init__(self, call: LLMCall, capture: Capture | None, bills: Bills) -> None:
         self.complete = False
         self.failure: Failure | None = None
         self._call = call
         self._capture = capture
+        self._bills = bills
 
     def read_chunk(self, document: Any) -> None:
         """Read the document into the call."""
-        self.failure = read_response(self._call, document, self._capture)
+        self.failure = read_response(self._call, document, self._capture, self._bills)
         self.complete = True
 
     def is_only_usage(self, _chunk: Any) -> bool:

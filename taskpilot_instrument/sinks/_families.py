@@ -38,6 +38,9 @@ _HELP: Final = {
     semconv.M_GUARDRAIL_BLOCKS: "Inputs and outputs that a guardrail blocked.",
     semconv.M_FEEDBACK: "User verdicts on results.",
     semconv.M_BUDGET_BLOCKED: "LLM calls that a budget refused.",
+    semconv.M_EXPERIMENT_RUNS: "Workflow runs of experiments by variant and outcome.",
+    semconv.M_EXPERIMENT_COST: "Known cost of the workflow runs of experiments, in USD.",
+    semconv.M_EXPERIMENT_DURATION: "Duration of the workflow runs of experiments.",
     semconv.M_INSTRUMENT_ERRORS: "Internal errors of the instrumentation, swallowed by place.",
     semconv.M_LABEL_OVERFLOW: "Values counted as other because their label had reached its cap.",
 }

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument.semconv import Kind, Outcome, TokenKind
+from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
+from taskpilot_instrument.sinks._calls import Calls
 from taskpilot_instrument.sinks._names import DIMENSIONS, Node
 from taskpilot_instrument.sinks._said import Said, worth
 from taskpilot_instrument.sinks._signals import Sample
@@ -142,6 +143,34 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         wasted_calls=spend.wasted_calls,
         retries=spend.retries,
     )
+
+
+class ModelSample(NamedTuple):
+    """What is known of one model.
+
+    :param cell: its calls, by the agents that were asked for.
+    :param calls: what the cell knows of calls alone.
+    :param runs: what ended with the model: runs of that agent, or of workflows where none was asked for.
+    """
+
+    cell: Cell
+    calls: Calls
+    runs: Calls
+
+
+def model_samples(buckets: Iterable[Bucket], agent: str | None) -> dict[str, ModelSample]:
+    """Return what is known of each model that was called, of one agent's calls where one is given."""
+    found: dict[str, ModelSample] = {}
+    for bucket in buckets:
+        for key, cell in bucket.cells.items():
+            if key.kind is Kind.LLM and agent in {None, key.agent}:
+                if key.model not in found:
+                    whole = Cell()
+                    found[key.model] = ModelSample(whole, whole.of_calls(), Calls())
+                found[key.model].cell.merge(cell)
+                if cell.calls is not None and key.agent == (agent or NONE):
+                    found[key.model].runs.merge(cell.calls)
+    return found
 
 
 def _verdicts(recorded: int, model: str | None, direct: float) -> float | None:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
+from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, Standing, Vote
 
 _MOST: Final = 100_000
@@ -19,6 +20,7 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._forking = False
         self._spent: OrderedDict[_Key, int] = OrderedDict()
         self._held: dict[str, tuple[float, tuple[Claim, ...]]] = {}
         #: What the reservations come to, and when the first of them runs out.
@@ -27,7 +29,22 @@ class MemoryLedger:
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._votes: OrderedDict[str, Vote] = OrderedDict()
         self._runs: OrderedDict[str, RunLink] = OrderedDict()
+        self._traces: OrderedDict[str, RunLink] = OrderedDict()
         self._rollups: OrderedDict[tuple[int, str], dict[str, int]] = OrderedDict()
+        tell_of_forks(self)
+
+    def before_fork(self) -> None:
+        """Wait until nobody is in the midst of a change, which would never end in the child."""
+        self._forking = self._lock.acquire(timeout=1)
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on; the child has a copy of its own."""
+        if child:
+            self._lock = threading.Lock()
+        elif self._forking:
+            self._lock.release()
+
+    # --- money ------------------------------------------------------------------------------------
 
     def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
         """Hold all claims or none of them."""
@@ -61,20 +78,17 @@ class MemoryLedger:
             return self._standings(accounts, now_s)
 
     def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
-        """Return the accounts with this prefix that were touched in a period."""
+        """Return the accounts with this prefix that were charged in a period."""
         with self._lock:
-            held = [claim[:2] for _, claims in self._held.values() for claim in claims]
-            found = {account for account, within in (*self._spent, *held) if within == period}
-        return tuple(sorted(account for account in found if account.startswith(prefix)))
+            found = [account for account, within in self._spent if within == period and account.startswith(prefix)]
+        return tuple(sorted(found))
 
     def _free(self, reservation: str) -> None:
         _, claims = self._held.pop(reservation, (0.0, ()))
         for account, period, amount, _ in claims:
-            left = self._reserved[account, period] - amount
+            left = self._reserved.pop((account, period), 0) - amount
             if left:
                 self._reserved[account, period] = left
-            else:
-                del self._reserved[account, period]
 
     def _expire(self, now_s: float) -> None:
         """Free what has run out; looked for only once something has."""
@@ -94,28 +108,30 @@ class MemoryLedger:
         """Keep a vote; return the one that it replaces."""
         with self._lock:
             before = self._votes.get(vote.id)
-            _keep(self._votes, vote.id, vote)
+            if before is None or before._replace(at_s=vote.at_s) != vote:
+                _keep(self._votes, vote.id, vote)
         return before
 
     def votes(self, since_s: float, until_s: float) -> tuple[Vote, ...]:
         """Return the votes given in a stretch of time."""
         with self._lock:
             found = [vote for vote in self._votes.values() if since_s <= vote.at_s < until_s]
-        return tuple(sorted(found, key=lambda vote: vote.at_s))
+        return tuple(sorted(found, key=lambda vote: (vote.at_s, vote.id)))
 
     def put_runs(self, runs: Sequence[RunLink]) -> None:
         """Keep links of finished runs."""
         with self._lock:
             for run in runs:
-                self._runs.pop(run.request_id, None)
                 _keep(self._runs, run.request_id, run)
+                if run.trace_id is not None:
+                    _keep(self._traces, run.trace_id, run)
 
     def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
         """Return the latest run with this id."""
         with self._lock:
             if request_id is not None:
                 return self._runs.get(request_id)
-            return next((run for run in reversed(self._runs.values()) if run.trace_id == trace_id), None)
+            return self._traces.get(trace_id) if trace_id is not None else None
 
     def add_rollups(self, rollups: Sequence[Rollup]) -> None:
         """Add figures to their hours."""
@@ -143,6 +159,8 @@ class MemoryLedger:
 
 
 def _keep(kept: "OrderedDict[K, V]", key: K, value: V) -> None:
+    """Keep the latest; the one that was not touched for longest goes where there are too many."""
     kept[key] = value
+    kept.move_to_end(key)
     if len(kept) > _MOST:
         kept.popitem(last=False)

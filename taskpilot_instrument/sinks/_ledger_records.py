@@ -1,10 +1,22 @@
 """What a ledger keeps, and what can be asked of one."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Final, NamedTuple, Protocol
 
 PICO_PER_USD: Final = 10**12
+#: The largest integer of SQLite and Redis, $9.2 million: an account counts no further in one period.
+MOST_PICO: Final = 2**63 - 1
+#: The one period that never ends.
+TOTAL: Final = "total"
+
+_DAY_S: Final = 86_400
+#: How long things are kept after they were written. A settlement is remembered for as long as it might be repeated.
+KEEP_SETTLED_S: Final = _DAY_S // 4
+KEEP_PERIOD_S: Final = 70 * _DAY_S
+KEEP_RUN_S: Final = 14 * _DAY_S
+KEEP_S: Final = 400 * _DAY_S
 #: Ours, because an application may have given its own thread's context fewer digits.
 _EXACT: Final = Context(prec=60, traps=[])
 
@@ -78,13 +90,15 @@ class Rollup(NamedTuple):
 class Ledger(Protocol):
     """Keep accounts, votes, runs and roll-ups; every method is safe from any thread and process.
 
-    Each method raises :class:`LedgerError` where the store cannot be reached in time.
+    Each method raises :class:`LedgerError` where the store cannot be reached in time; the circuit in front of the store
+    has counted and logged that already.
     """
 
     def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
         """Hold all claims or none of them, in one step.
 
         :param reservation: a new id.
+        :param claims: each account and period once.
         :param lease_s: after so many seconds the reservation no longer counts: its holder died.
         :return: None where all are held; else the standing of the first account that would pass its limit.
         """
@@ -92,17 +106,24 @@ class Ledger(Protocol):
     def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
         """Free a reservation and add what was really spent, in one step, also where its lease has run out.
 
-        A second settlement of the same reservation changes nothing. Return how each charged account stands.
+        A second settlement of the same reservation changes nothing, so one that may or may not have arrived can be
+        made again. Return how each charged account stands.
+
+        :param charges: each account and period once; they need not be those of the reservation.
         """
 
     def standings(self, accounts: Iterable[tuple[str, str]], now_s: float) -> tuple[Standing, ...]:
         """Return how accounts stand in given periods, in their order; an unknown one stands at zero."""
 
     def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
-        """Return the accounts with this prefix that were touched in a period."""
+        """Return the accounts with this prefix that were charged in a period."""
 
     def put_vote(self, vote: Vote) -> Vote | None:
-        """Keep a vote; return the one that it replaces. An equal replay changes nothing."""
+        """Keep a vote, in one step; return the one that it replaces.
+
+        A replay, which is equal but for its time, changes nothing; the vote that stands is returned. Whoever counts
+        votes takes off what is returned and adds what was put: then the counters of all processes come to the ledger's.
+        """
 
     def votes(self, since_s: float, until_s: float) -> tuple[Vote, ...]:
         """Return the votes given in a stretch of time, oldest first."""
@@ -131,3 +152,24 @@ def to_pico(usd: Decimal) -> int:
 def to_usd(pico: int) -> Decimal:
     """Return pico-dollars in USD, exactly."""
     return Decimal(pico).scaleb(-12, _EXACT)
+
+
+def vote_text(vote: Vote) -> str:
+    """Return a vote as JSON, without its time: equal votes have equal texts."""
+    return json.dumps(vote._replace(at_s=0.0), ensure_ascii=False)
+
+
+def vote_from(text: str, at_s: float) -> Vote:
+    """Return the vote of :func:`vote_text`."""
+    return Vote(*json.loads(text))._replace(at_s=at_s)
+
+
+def run_text(run: RunLink) -> str:
+    """Return a run's link as JSON."""
+    return json.dumps(run, ensure_ascii=False)
+
+
+def run_from(text: str) -> RunLink:
+    """Return the link of :func:`run_text`."""
+    run = RunLink(*json.loads(text))
+    return run._replace(variants=tuple((experiment, variant) for experiment, variant in run.variants))

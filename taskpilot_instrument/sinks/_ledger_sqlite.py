@@ -1,94 +1,106 @@
 """The ledger in a SQLite file, shared by the processes of one machine.
 
 Write-ahead logging keeps what was committed when a process is killed. With ``synchronous=NORMAL`` a power cut may take
-the last moments, never the file. Writers of one process queue at a lock of ours, which is fair and wakes at once;
-SQLite's own lock, which sleeps and tries again, is left to the processes.
+the last moments, never the file. The threads of a process queue at a gate of ours, which is fair; the lock on the file
+is left to the processes, and held for no longer than one statement runs.
 """
 
-import json
 import os
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple
 
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, Standing, Vote
+from taskpilot_instrument.sinks import _ledger_sql as sql
+from taskpilot_instrument.sinks._ledger_gate import Gate, tell_of_forks
+from taskpilot_instrument.sinks._ledger_records import (
+    Claim,
+    Rollup,
+    RunLink,
+    Standing,
+    Vote,
+    run_from,
+    run_text,
+    vote_from,
+    vote_text,
+)
 
-_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE spent (account TEXT, period TEXT, pico INTEGER NOT NULL, at_s REAL NOT NULL,
-    PRIMARY KEY (account, period)) WITHOUT ROWID;
-CREATE TABLE held (reservation TEXT, account TEXT, period TEXT, pico INTEGER NOT NULL, until_s REAL NOT NULL,
-    PRIMARY KEY (account, period, reservation)) WITHOUT ROWID;
-CREATE INDEX held_by_reservation ON held (reservation);
-CREATE TABLE settled (reservation TEXT PRIMARY KEY, at_s REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX settled_by_time ON settled (at_s);
-CREATE TABLE votes (id TEXT PRIMARY KEY, at_s REAL NOT NULL, vote TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX votes_by_time ON votes (at_s);
-CREATE TABLE runs (request_id TEXT PRIMARY KEY, trace_id TEXT, at_s REAL NOT NULL, run TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX runs_by_trace ON runs (trace_id);
-CREATE INDEX runs_by_time ON runs (at_s);
-CREATE TABLE rollups (hour INTEGER, key TEXT, name TEXT, figure INTEGER NOT NULL,
-    PRIMARY KEY (hour, key, name)) WITHOUT ROWID;
-"""
-_DAY: Final = 86_400.0
-#: How long things are kept: what is older is taken away now and then.
-_KEEP_SETTLED_S: Final = 2 * _DAY
-_KEEP_S: Final = 400 * _DAY
-#: Threads queue here while others write, each for some ten microseconds.
-_LONGEST_QUEUE_S: Final = 1.0
+#: At the start many processes may want to make the file at once.
 _OPEN_S: Final = 5.0
+#: SQLite's own waiting sleeps ever longer, and so starves among many processes.
 _NAP_S: Final = 0.0002
-_WRITES_BETWEEN_PRUNES: Final = 5_000
-_T = TypeVar("_T")
+_FEWEST_NAPS: Final = 25
+#: However many others get their turn.
+_LONGEST_WAIT_S: Final = 1.0
+#: Rows of one statement: older releases of SQLite take 999 values.
+_MOST_ROWS: Final = 200
+_PAGE: Final = 1000
+#: Connections of a parent whose fork was not announced: SQLite forbids their use in the child, and even closing them.
+_ghosts: Final[list[sqlite3.Connection]] = []
+
+
+class _Answer(NamedTuple):
+    """What a statement gave: its rows, and how many it wrote."""
+
+    rows: list[tuple[Any, ...]]
+    wrote: int
 
 
 class SqliteLedger:
     """Keep everything in one SQLite file.
 
     :param path: the file; it and its folder are made, readable by their owner only.
-    :param wait_s: how long a call may wait for other writers, in seconds.
+    :param wait_s: how long a call may wait while no other process gets anything done, in seconds; while they do, it
+        waits for its turn.
     :raises LedgerError: where the file cannot be opened or is no ledger of ours.
     """
 
     def __init__(self, path: Path, *, wait_s: float = 0.05) -> None:
         self.path = path
         self._wait_s = wait_s
-        self._lock = threading.Lock()
+        self._gate = Gate(str(path))
         self._connection: sqlite3.Connection | None = None
-        self._pid = 0
-        self._writes = 0
-        self._failures = 0
-        self._open(_OPEN_S)
-        os.register_at_fork(after_in_child=self._forget)
+        self._pid = os.getpid()
+        self._entered = 0
+        with self._gate.turn():
+            self._open(_OPEN_S)
+        tell_of_forks(self)
 
-    def _forget(self) -> None:
-        """Leave the parent's connection alone: SQLite forbids its use, and even its closing, in a child."""
-        self._lock = threading.Lock()
-        self._kept, self._connection = self._connection, None
+    def before_fork(self) -> None:
+        """Close the file.
+
+        SQLite's locks belong to a process, what it knows of them to its memory: in a child that was forked with the
+        file open, SQLite believes that it holds locks which it does not, and what the child writes may be lost.
+        """
+        self._entered = self._gate.enter_all()
+        if self._entered:
+            self._close()
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on; the file is opened again when it is needed."""
+        if child:
+            self._gate = Gate(self._gate.name)
+            return
+        for _ in range(self._entered):
+            self._gate.leave()
+
+    # --- the file ---------------------------------------------------------------------------------
 
     def _open(self, wait_s: float) -> sqlite3.Connection:
+        connection = None
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=wait_s, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode = WAL")
+            self._make()
+            connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+            _patiently(connection, "PRAGMA journal_mode = WAL", (), wait_s)
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
-            connection.execute("COMMIT")
-            self.path.chmod(0o600)
-            connection.execute("PRAGMA busy_timeout = 0")
+            version = self._upgrade(connection, wait_s)
         except (OSError, sqlite3.Error) as error:
+            if connection is not None:
+                connection.close()
             raise LedgerError(f"the ledger {self.path} cannot be opened: {error}") from error
-        if version not in {0, _VERSION}:
+        if version not in {0, sql.VERSION}:
             connection.close()
             raise LedgerError(
                 f"the ledger {self.path} was written by another release (version {version}); name another file"
@@ -96,199 +108,214 @@ class SqliteLedger:
         self._connection, self._pid = connection, os.getpid()
         return connection
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Queue for the connection; whoever queued while it failed fails too, instead of waiting once more."""
-        failures = self._failures
-        if not self._lock.acquire(timeout=_LONGEST_QUEUE_S):
-            raise LedgerError(f"the ledger {self.path} is busy: {_LONGEST_QUEUE_S:.0f} s were not enough")
-        try:
-            self._require_no_failure_since(failures)
-            yield
-        except LedgerError:
-            self._failures += 1
-            raise
-        finally:
-            self._lock.release()
+    def _make(self) -> None:
+        if not self.path.exists():
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
 
-    def _require_no_failure_since(self, failures: int) -> None:
-        if failures != self._failures:
-            raise LedgerError(f"the ledger {self.path} failed a moment ago")
+    @staticmethod
+    def _upgrade(connection: sqlite3.Connection, wait_s: float) -> int:
+        """Make the tables of a new file; return the version that it had before."""
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            _patiently(connection, "BEGIN IMMEDIATE", (), wait_s)
+            (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been faster
+            if version == 0:
+                for statement in sql.schema():
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {sql.VERSION}")
+            connection.execute("COMMIT")
+        return int(version)
 
-    def _do(self, work: Callable[[sqlite3.Connection], _T], *, writes: bool) -> _T:
-        with self._locked():
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._pid == os.getpid():
+            connection.close()
+        else:
+            _ghosts.append(connection)
+
+    def _ask(self, statement: str, values: Sequence[Any] = ()) -> _Answer:
+        """Run one statement to its end."""
+        return self._ask_all([(statement, values)])
+
+    def _ask_all(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> _Answer:
+        """Run statements, all of them or none; everything that is asked of the file comes through here."""
+        with self._gate.turn():
+            if self._pid != os.getpid():
+                self._close()
             connection = self._connection or self._open(self._wait_s)
             try:
-                if not writes:
-                    return work(connection)
-                self._begin(connection)
-                try:
-                    result = work(connection)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
+                if len(statements) == 1:
+                    return _patiently(connection, *statements[0], self._wait_s)
+                _patiently(connection, "BEGIN IMMEDIATE", (), self._wait_s)
+                for statement, values in statements:
+                    connection.execute(statement, values)
+                return _patiently(connection, "COMMIT", (), self._wait_s)
             except sqlite3.Error as error:
+                if connection.in_transaction or not _is_busy(error):
+                    self._close()  # takes back what was half done; the next one sees whether the file is well again
                 raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
-            return result
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        """Begin to write. SQLite's own waiting sleeps ever longer, and so starves among many processes."""
-        until = monotonic() + self._wait_s
+    def _pages(self, query: str, key: Sequence[Any], *bounds: Any) -> Iterator[tuple[Any, ...]]:
+        """Read much without holding others up: page by page, each after the key that the last one ended with."""
         while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > until:
-                    raise
-            else:
+            rows, _ = self._ask(query, (*key, *bounds, _PAGE))
+            yield from rows
+            if len(rows) < _PAGE:
                 return
-            sleep(_NAP_S)
+            key = rows[-1][: len(key)]
 
     # --- money ------------------------------------------------------------------------------------
 
     def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
         """Hold all claims or none of them."""
-
-        def work(db: sqlite3.Connection) -> Standing | None:
-            for claim in claims:
-                if claim.limit is not None:
-                    standing = _standing(db, claim.account, claim.period, now_s)
-                    if standing.spent + standing.reserved + claim.amount > claim.limit:
-                        return standing
-            db.executemany(
-                "INSERT INTO held VALUES (?, ?, ?, ?, ?)",
-                [(reservation, claim.account, claim.period, claim.amount, now_s + lease_s) for claim in claims],
-            )
+        if not claims:
             return None
-
-        return self._do(work, writes=True)
+        values = [reservation, now_s + lease_s, now_s, *(value for claim in claims for value in claim)]
+        while not self._ask(sql.reserving(len(claims)), values).wrote:
+            standings = self.standings([claim[:2] for claim in claims], now_s)
+            for claim, standing in zip(claims, standings, strict=True):
+                if claim.limit is not None and standing.spent + standing.reserved + claim.amount > claim.limit:
+                    return standing
+            # Somebody made room in this very moment.
+        return None
 
     def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
         """Free a reservation and add what was spent, once."""
-
-        def work(db: sqlite3.Connection) -> tuple[Standing, ...]:
-            db.execute("DELETE FROM held WHERE reservation = ?", (reservation,))
-            fresh = db.execute("INSERT OR IGNORE INTO settled VALUES (?, ?)", (reservation, now_s)).rowcount
-            if fresh:
-                db.executemany(
-                    "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET pico = pico + excluded.pico, "
-                    "at_s = excluded.at_s",
-                    [(charge.account, charge.period, charge.amount, now_s) for charge in charges],
-                )
-                self._prune(db, now_s)
-            return tuple(_standing(db, charge.account, charge.period, now_s) for charge in charges)
-
-        return self._do(work, writes=True)
-
-    def _prune(self, db: sqlite3.Connection, now_s: float) -> None:
-        self._writes += 1
-        if self._writes % _WRITES_BETWEEN_PRUNES:
-            return
-        db.execute("DELETE FROM held WHERE until_s <= ?", (now_s - _DAY,))
-        db.execute("DELETE FROM settled WHERE at_s < ?", (now_s - _KEEP_SETTLED_S,))
-        db.execute("DELETE FROM spent WHERE at_s < ? AND period <> 'total'", (now_s - _KEEP_S,))
-        db.execute("DELETE FROM votes WHERE at_s < ?", (now_s - _KEEP_S,))
-        db.execute("DELETE FROM runs WHERE at_s < ?", (now_s - _KEEP_S,))
-        db.execute("DELETE FROM rollups WHERE hour < ?", (now_s - _KEEP_S,))
+        values: list[Any] = [value for charge in charges for value in charge[:3]] or [None] * 3
+        self._ask(sql.settling(len(values) // 3), [reservation, now_s, *values])
+        return self.standings([charge[:2] for charge in charges], now_s)
 
     def standings(self, accounts: Iterable[tuple[str, str]], now_s: float) -> tuple[Standing, ...]:
         """Return how accounts stand."""
-        return self._do(
-            lambda db: tuple(_standing(db, account, period, now_s) for account, period in accounts), writes=False
-        )
+        return tuple([Standing(*account, *self._ask(sql.STANDING, (*account, now_s)).rows[0]) for account in accounts])
 
     def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
-        """Return the accounts with this prefix that were touched in a period."""
-        rows = self._do(
-            lambda db: db.execute(
-                "SELECT account FROM spent WHERE period = ?1 UNION SELECT account FROM held WHERE period = ?1",
-                (period,),
-            ).fetchall(),
-            writes=False,
+        """Return the accounts with this prefix that were charged in a period."""
+        query = (
+            "SELECT account FROM spent WHERE account > ?1 AND account >= ?2 AND account < ?3 AND period = ?4 "
+            "ORDER BY account LIMIT ?5"
         )
-        return tuple(sorted(account for (account,) in rows if account.startswith(prefix)))
+        return tuple([row[0] for row in self._pages(query, ("",), prefix, f"{prefix}\U0010ffff", period)])
 
     # --- feedback, runs, history ------------------------------------------------------------------
 
     def put_vote(self, vote: Vote) -> Vote | None:
         """Keep a vote; return the one that it replaces."""
-
-        def work(db: sqlite3.Connection) -> Vote | None:
-            found = db.execute("SELECT vote FROM votes WHERE id = ?", (vote.id,)).fetchone()
-            db.execute("INSERT OR REPLACE INTO votes VALUES (?, ?, ?)", (vote.id, vote.at_s, json.dumps(vote)))
-            return None if found is None else Vote(*json.loads(found[0]))
-
-        return self._do(work, writes=True)
+        text = vote_text(vote)
+        while True:
+            rows = self._ask("SELECT vote, at_s FROM votes WHERE id = ?", (vote.id,)).rows
+            before = rows[0][0] if rows else None
+            if before == text or self._ask(sql.VOTING, (vote.id, vote.at_s, text, before)).wrote:
+                return vote_from(*rows[0]) if rows else None
+            # Somebody else put one in between: it is that one which is replaced.
 
     def votes(self, since_s: float, until_s: float) -> tuple[Vote, ...]:
         """Return the votes given in a stretch of time."""
-        rows = self._do(
-            lambda db: db.execute(
-                "SELECT vote FROM votes WHERE at_s >= ? AND at_s < ? ORDER BY at_s", (since_s, until_s)
-            ).fetchall(),
-            writes=False,
-        )
-        return tuple(Vote(*json.loads(text)) for (text,) in rows)
+        query = "SELECT at_s, id, vote FROM votes WHERE (at_s, id) > (?, ?) AND at_s < ? ORDER BY at_s, id LIMIT ?"
+        return tuple([vote_from(text, at_s) for at_s, _, text in self._pages(query, (since_s, ""), until_s)])
 
     def put_runs(self, runs: Sequence[RunLink]) -> None:
         """Keep links of finished runs."""
-        rows = [(run.request_id, run.trace_id, run.at_s, json.dumps(run)) for run in runs]
-        self._do(lambda db: db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", rows), writes=True)
+        rows = [(run.request_id, run.trace_id, run.at_s, run_text(run)) for run in runs]
+        self._insert("INSERT INTO runs (request_id, trace_id, at_s, run) ", rows)
 
     def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
         """Return the latest run with this id."""
-        column, value = ("request_id", request_id) if request_id is not None else ("trace_id", trace_id)
-        query = f"SELECT run FROM runs WHERE {column} = ? ORDER BY at_s DESC LIMIT 1"  # noqa: S608 - one of two words
-        found = self._do(lambda db: db.execute(query, (value,)).fetchone(), writes=False)
-        return None if found is None else run_link(json.loads(found[0]))
+        rows = self._ask(sql.RUN, (request_id, trace_id)).rows
+        return run_from(rows[0][0]) if rows else None
 
     def add_rollups(self, rollups: Sequence[Rollup]) -> None:
         """Add figures to their hours."""
-        rows = [
-            (rollup.hour, rollup.key, name, figure) for rollup in rollups for name, figure in rollup.figures.items()
-        ]
-        self._do(
-            lambda db: db.executemany(
-                "INSERT INTO rollups VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET figure = figure + excluded.figure",
-                rows,
-            ),
-            writes=True,
+        rows = [(hour, key, name, figure) for hour, key, figures in rollups for name, figure in figures.items()]
+        self._insert(
+            "INSERT INTO rollups (hour, key, name, figure) ",
+            rows,
+            " ON CONFLICT (hour, key, name) DO UPDATE SET figure = figure + excluded.figure",
         )
 
     def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
         """Return the figures of every hour that begins in a stretch of time."""
-        rows = self._do(
-            lambda db: db.execute(
-                "SELECT hour, key, name, figure FROM rollups WHERE hour >= ? AND hour < ? ORDER BY hour, key",
-                (since_s, until_s),
-            ).fetchall(),
-            writes=False,
+        query = (
+            "SELECT hour, key, name, figure FROM rollups WHERE (hour, key, name) > (?, ?, ?) AND hour < ? "
+            "ORDER BY hour, key, name LIMIT ?"
         )
         found: dict[tuple[int, str], dict[str, int]] = {}
-        for hour, key, name, figure in rows:
+        for hour, key, name, figure in self._pages(query, (since_s, "", ""), until_s):
             found.setdefault((hour, key), {})[name] = figure
-        return tuple(Rollup(hour, key, figures) for (hour, key), figures in found.items())
+        return tuple([Rollup(*place, figures) for place, figures in found.items()])
+
+    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "") -> None:
+        parts = [rows[start : start + _MOST_ROWS] for start in range(0, len(rows), _MOST_ROWS)]
+        if parts:
+            self._ask_all(
+                [
+                    (into + sql.values(len(part), len(part[0])) + otherwise, [value for row in part for value in row])
+                    for part in parts
+                ]
+            )
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None and self._pid == os.getpid():
-                connection.close()
+        """Close the file; it is opened again where the ledger is used all the same."""
+        with self._gate.turn():
+            self._close()
 
 
-def run_link(fields: Sequence[Any]) -> RunLink:
-    """Return a run's link from its fields as JSON has them."""
-    run = RunLink(*fields)
-    return run._replace(variants=tuple((experiment, variant) for experiment, variant in run.variants))
+def _patiently(connection: sqlite3.Connection, statement: str, values: Sequence[Any], wait_s: float) -> _Answer:
+    """Run a statement, again and again while other processes are writing.
+
+    :param wait_s: for how long nobody may have got anything done.
+    """
+    patience = None
+    while True:
+        try:
+            cursor = connection.execute(statement, values)
+            return _Answer(cursor.fetchall(), cursor.rowcount)
+        except sqlite3.Error as error:
+            if not _is_busy(error):
+                raise
+            patience = patience or _Patience(connection, wait_s)
+            if patience.is_over():
+                raise
+        sleep(_NAP_S)
 
 
-def _standing(db: sqlite3.Connection, account: str, period: str, now_s: float) -> Standing:
-    spent = db.execute("SELECT pico FROM spent WHERE account = ? AND period = ?", (account, period)).fetchone()
-    (held,) = db.execute(
-        "SELECT COALESCE(SUM(pico), 0) FROM held WHERE account = ? AND period = ? AND until_s > ?",
-        (account, period, now_s),
-    ).fetchone()
-    return Standing(account, period, spent[0] if spent else 0, held)
+class _Patience:
+    """Tell waiting for those who were faster from waiting for one who holds the file and does not go on.
+
+    :param wait_s: for how long nobody may have got anything done.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, wait_s: float) -> None:
+        self._connection = connection
+        self._wait_s = wait_s
+        self._naps = 0
+        self._began = self._since = monotonic()
+        self._version = self._writes_of_others()
+
+    def is_over(self) -> bool:
+        """Tell whether to give up; asked before each nap."""
+        self._naps += 1
+        now = monotonic()
+        # On a machine that is too busy to run us, time passes without our looking: a few looks have to be among it.
+        if now - self._since < self._wait_s or self._naps < _FEWEST_NAPS:
+            return False
+        version = self._writes_of_others()
+        if version == self._version or now - self._began > _LONGEST_WAIT_S:
+            return True
+        self._naps, self._since, self._version = 0, now, version
+        return False
+
+    def _writes_of_others(self) -> int | None:
+        """Return a number that changes with every write of another connection; None where not even that can be read."""
+        try:
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            return None
+        return int(version)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY

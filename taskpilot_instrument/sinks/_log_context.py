@@ -9,6 +9,7 @@ from opentelemetry.trace import format_span_id, format_trace_id, get_current_spa
 from taskpilot_instrument import _operation
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._guard import swallow
+from taskpilot_instrument.context import experiments_of
 from taskpilot_instrument.semconv import Kind
 
 _WHERE: Final = "log_fields"
@@ -43,6 +44,8 @@ def fields_of_operation(operation: _operation.Operation) -> dict[str, str]:
     tool = _innermost_tool(operation)
     if tool is not None:
         found[names.TOOL] = tool
+    if operation.ids.variants:
+        found[names.EXPERIMENT], found[names.VARIANT] = experiments_of(operation.ids)
     for sink in operation.recorder.sinks:
         service_name = getattr(sink, names.F_SERVICE_NAME, None)
         if service_name is not None:

@@ -4,7 +4,7 @@ Children are bound once for each combination of labels, so a record costs one di
 is held while prometheus_client runs, except for the spend, whose exact sum and counter must move together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
 from taskpilot_instrument import semconv
@@ -12,8 +12,10 @@ from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
+from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, TokenKind
+from taskpilot_instrument.sinks._calls import Calls
 from taskpilot_instrument.sinks._families import Families, adder, observer
+from taskpilot_instrument.sinks._trials import Trials
 from taskpilot_instrument.sinks._windows import Cell, CellKey, Windows
 
 #: Bound entries kept; beyond that many combinations an entry is bound anew for each record.
@@ -47,6 +49,8 @@ class _Call(NamedTuple):
 
     cell: CellKey
     payer: tuple[str, str]
+    #: What went wrong, where it did not succeed.
+    problem: str
     add: Callable[[float], None]
     observe: Callable[[float], None]
     observe_first_chunk: Callable[[float], None]
@@ -66,6 +70,7 @@ class Recording:
         self.windows = Windows(monotonic_ns)
         self.families = Families(label_cap, self.windows.said)
         self._lock = self.windows.lock
+        self.trials = Trials(monotonic_ns, self.families)
         #: Calls that were told by hand: the transport has not seen them.
         self.tracked = 0
         self._runs: dict[_Raw, _Run] = {}
@@ -89,6 +94,8 @@ class Recording:
         nanoseconds = record.duration_ns
         if kind is Kind.WORKFLOW:
             run.observe(nanoseconds / 1e9, _exemplar(record))
+            if record.ids.variants:
+                self.trials.finished(record)
         else:
             run.observe(nanoseconds / 1e9)
         if run.cell is not None:
@@ -102,6 +109,10 @@ class Recording:
                 elif record.checked is Checked.FAILED:
                     cell.check_failed += 1
                 cell.latency.add(nanoseconds / 1e6)
+                if record.model is not None and record.cost is not None and record.cost_source != COST_PARTIAL:
+                    model = self.families.labels.admit(semconv.MODEL, record.model)
+                    ended = self.windows.cell(CellKey(Kind.LLM, run.cell.workflow, run.cell.agent, model))
+                    ended.of_calls().run(record.cost, won=outcome is Outcome.SUCCESS)
 
     def record_call(self, record: Finished) -> None:
         """Count an LLM call that nobody timed: its latency is unknown, not zero."""
@@ -113,37 +124,45 @@ class Recording:
     def _finished_call(self, record: Finished, llm: LLMCall, nanoseconds: int | None) -> None:
         outcome, usage, cost = record.outcome, record.usage, record.cost
         key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
-        cell_key, payer, add_call, observe, observe_first_chunk, tokens = self._calls.get(key) or self._bind_call(key)
+        bound = self._calls.get(key) or self._bind_call(key)
+        cell_key, payer, problem, add_call, observe, observe_first_chunk, tokens = bound
         add_call(1)
         if nanoseconds is not None:
             observe(nanoseconds / 1e9)
-        if record.time_to_first_chunk_ns is not None:
-            observe_first_chunk(record.time_to_first_chunk_ns / 1e9)
-        given = made = 0
+        waited = record.time_to_first_chunk_ns
+        if waited is not None:
+            observe_first_chunk(waited / 1e9)
+        given = made = cached = 0
         if usage is not None:
             for add_tokens, count in zip(tokens, usage, strict=False):
                 if count:
                     add_tokens(count)
-            given, made = usage.input_tokens or 0, usage.output_tokens or 0
-        unpriced = cost is None and (llm.billable or usage is not None)
+            given, made, cached = usage.input_tokens or 0, usage.output_tokens or 0, usage.cached_tokens
+        # What is known in part is spent, but not known.
+        unpriced = (llm.billable or usage is not None) if cost is None else record.cost_source == COST_PARTIAL
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
         with self._lock:
             cell = self.windows.cell(cell_key)
+            calls = cell.calls or cell.of_calls()
             cell.runs += 1
             if outcome is Outcome.SUCCESS:
                 cell.successes += 1
-            elif llm.billable or usage is not None:
-                cell.waste(given + made, cost)
+            else:
+                calls.fail(problem)
+                if llm.billable or usage is not None:
+                    cell.waste(given + made, cost)
             cell.retries += llm.retries
+            cell.unpriced += unpriced
             if cost is not None:
-                cell.priced += 1
+                cell.priced += not unpriced
                 cell.cost = add(cell.cost, cost)
+                calls.spend(cost, whole=not unpriced)
                 (self._spends.get(payer) or self._bind_spend(payer)).add(cost)
-            elif unpriced:
-                cell.unpriced += 1
             cell.input_tokens += given
             cell.output_tokens += made
+            calls.cached_tokens += cached
+            calls.time(nanoseconds, waited, made)
             if nanoseconds is not None:
                 cell.latency.add(nanoseconds / 1e6)
 
@@ -159,14 +178,39 @@ class Recording:
         elif event.name == semconv.E_GUARDRAIL_BLOCKED:
             self.record_guardrail_block(agent, rule or NONE, details[semconv.L_DIRECTION], workflow=workflow)
         elif event.name == semconv.E_TOKEN_LIMIT_EXCEEDED:
-            self.record_token_limit_hit(details.get(semconv.MODEL), details[semconv.L_LIMIT])
+            limit = details[semconv.L_LIMIT]
+            self.record_token_limit_hit(details.get(semconv.MODEL), limit, agent=agent, workflow=workflow)
         elif event.name == semconv.E_FEEDBACK_RECORDED:
-            replaced = details.get("replaces")
-            if replaced is not None:
-                self._take_back(agent, workflow, correct=replaced == semconv.VERDICT_CORRECT)
-            self.record_feedback(details[semconv.L_VERDICT] == semconv.VERDICT_CORRECT, agent, workflow=workflow)
+            self._note_feedback(details, agent, workflow)
         elif event.name == semconv.E_BUDGET_BLOCKED:
             self.families.counter(semconv.M_BUDGET_BLOCKED, rule, details[semconv.L_WINDOW]).inc()
+
+    def _note_feedback(self, details: Mapping[str, Any], agent: str | None, workflow: str | None) -> None:
+        """Count a verdict, in place of the one that it replaces, also for the run's model and variants."""
+        replaced, correct = details.get("replaces"), details[semconv.L_VERDICT] == semconv.VERDICT_CORRECT
+        if replaced is not None:
+            before = replaced == semconv.VERDICT_CORRECT
+            self._take_back(agent, workflow, correct=before)
+            self._compare(details, agent, workflow, correct=before, count=-1)
+        self.record_feedback(correct, agent, workflow=workflow)
+        self._compare(details, agent, workflow, correct=correct, count=1)
+
+    def _compare(
+        self, details: Mapping[str, Any], agent: str | None, workflow: str | None, *, correct: bool, count: int
+    ) -> None:
+        self.trials.voted(details.get("variants") or (), details.get(semconv.REQUEST_ID), correct, count)
+        model = details.get(semconv.MODEL)
+        if model is not None:
+            with self._lock:
+                self._calls_of(workflow, agent, model).vote(correct, count)
+
+    def _calls_of(self, workflow: str | None, agent: str | None, model: str | None) -> Calls:
+        """Return what is known of the calls of a model in an agent of a workflow; the caller holds the lock."""
+        admit = self.families.labels.admit
+        key = CellKey(
+            Kind.LLM, admit(semconv.WORKFLOW, workflow), admit(semconv.AGENT, agent), admit(semconv.MODEL, model)
+        )
+        return self.windows.cell(key).of_calls()
 
     def record_policy_violation(self, agent: str | None, policy: str, *, workflow: str | None = None) -> None:
         """Count one policy violation, in its one family.
@@ -236,14 +280,19 @@ class Recording:
             else:
                 cell.incorrect -= 1
 
-    def record_token_limit_hit(self, model: str | None, limit: str) -> None:
+    def record_token_limit_hit(
+        self, model: str | None, limit: str, *, agent: str | None = None, workflow: str | None = None
+    ) -> None:
         """Count one token limit that was hit.
 
         :param limit: ``finish_length``, ``context_window`` or ``configured``.
+        :param agent: None where no agent was running; so ``workflow``.
         :raises ConfigurationError: if it is none of these.
         """
         _require("limit", limit, _LIMITS)
         self.families.counter(semconv.M_TOKEN_LIMIT_HITS, model, limit).inc()
+        with self._lock:
+            self._calls_of(workflow, agent, model).hit(limit)
 
     def _verdicts_of(self, agent: str, workflow: str | None) -> Cell:
         """Return the cell of an admitted agent in a workflow, else the current one; the caller holds the lock."""
@@ -277,10 +326,11 @@ class Recording:
     def _bind_call(self, key: _Raw) -> _Call:
         names = (semconv.WORKFLOW, *semconv.METRIC_LABELS[semconv.M_LLM_CALLS])
         labels = tuple(self.families.labels.admit(name, value) for name, value in zip(names, key, strict=True))
-        workflow, agent, model, provider, _outcome, _error_type = labels
+        workflow, agent, model, provider, outcome, error_type = labels
         call = _Call(
             CellKey(Kind.LLM, workflow, agent, model),
             (agent, model),
+            outcome if error_type == NONE else error_type,
             adder(self.families.counter(semconv.M_LLM_CALLS, *labels[1:])),
             observer(self.families.histogram(semconv.M_LLM_DURATION, model, provider)),
             observer(self.families.histogram(semconv.M_LLM_TIME_TO_FIRST_CHUNK, model, provider)),

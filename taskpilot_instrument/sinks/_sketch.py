@@ -81,7 +81,13 @@ class Sketch:
         """
         if not self.count:
             return None
-        rank = -(-percent * self.count // 100)
+        return self.at_rank(-(-percent * self.count // 100))
+
+    def at_rank(self, rank: int) -> float:
+        """Return the value at a rank within 1 %.
+
+        :param rank: 1 (the smallest value) to the count (the largest).
+        """
         if rank == self.count:
             return self.high
         key, seen = _SMALLEST_BIN, 0

@@ -15,13 +15,13 @@ from typing import Final, NamedTuple
 
 from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument.semconv import OTHER, Kind
+from taskpilot_instrument.sinks._calls import BIN_BYTES, Calls
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._sketch import Sketch
 
 _SECOND: Final = 1_000_000_000
-#: Bytes of a cell without its sketch, and of one packed bin, as measured; a budget is counted in these.
+#: Bytes of a cell without its sketch, as measured; a budget is counted in these.
 _CELL_BYTES: Final = 900
-_BIN_BYTES: Final = 12
 _SAID_BYTES: Final = 300
 
 
@@ -41,9 +41,9 @@ class Cell:
     """
 
     __slots__ = (
-        "blocked_input", "blocked_output", "check_failed", "checked", "correct", "cost", "incorrect", "input_tokens",
-        "latency", "output_tokens", "priced", "retries", "runs", "successes", "unpriced", "violations", "wasted_calls",
-        "wasted_cost", "wasted_tokens",
+        "blocked_input", "blocked_output", "calls", "check_failed", "checked", "correct", "cost", "incorrect",
+        "input_tokens", "latency", "output_tokens", "priced", "retries", "runs", "successes", "unpriced", "violations",
+        "wasted_calls", "wasted_cost", "wasted_tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -68,6 +68,13 @@ class Cell:
         self.retries = 0
         self.cost = ZERO
         self.latency = Sketch()
+        self.calls: Calls | None = None
+
+    def of_calls(self) -> Calls:
+        """Return what is known of LLM calls alone."""
+        if self.calls is None:
+            self.calls = Calls()
+        return self.calls
 
     def waste(self, tokens: int, cost: Decimal | None) -> None:
         """Count a call that did not succeed and may have cost something."""
@@ -80,6 +87,8 @@ class Cell:
         """Add everything that ``other`` holds."""
         self.merge_sums(other)
         self.latency.merge(other.latency)
+        if other.calls is not None:
+            self.of_calls().merge(other.calls)
 
     def merge_sums(self, other: "Cell") -> None:
         """Add everything but latencies, which take longest."""
@@ -144,7 +153,9 @@ class Bucket:
         size = _SAID_BYTES * len(self.said)
         for cell in self.cells.values():
             cell.latency.pack()
-            size += _CELL_BYTES + _BIN_BYTES * len(cell.latency)
+            size += _CELL_BYTES + BIN_BYTES * len(cell.latency)
+            if cell.calls is not None:
+                size += cell.calls.pack()
         return size
 
 

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Final, cast
 
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.redaction import redact
 from taskpilot_instrument.sinks._ledger_circuit import Circuit
 from taskpilot_instrument.sinks._ledger_memory import MemoryLedger
 from taskpilot_instrument.sinks._ledger_records import (
@@ -28,30 +30,40 @@ __all__ = [
 ]  # fmt: skip
 
 
-_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_REDIS: Final = ("redis://", "rediss://", "unix://")
 
 
 def open_ledger(where: object = None) -> Ledger:
     """Open a ledger; one that cannot be reached fails at once instead of slowing every call.
 
-    :param where: the path of a SQLite file, ``redis://…`` (``rediss://``, ``unix://``), ``memory``, or a ledger of
-        your own; None takes ``taskpilot/ledger.db`` in the user's state folder (``$XDG_STATE_HOME``, else
-        ``~/.local/state``).
-    :raises ConfigurationError: where the package ``redis`` is missing, or the URL cannot be read.
+    :param where: the path of a SQLite file, or ``sqlite:///`` and an absolute one; ``redis://…`` (``rediss://``,
+        ``unix://``); ``memory``; or a ledger of your own. None takes ``taskpilot/ledger.db`` in the user's state folder
+        (``$XDG_STATE_HOME``, else ``~/.local/state``). A file has to lie on a disk of this machine.
+    :raises ConfigurationError: where the package ``redis`` is missing, or the place cannot be read.
     :raises LedgerError: where the file cannot be opened.
     """
     if where == "memory":
         return MemoryLedger()
-    if where is not None and not isinstance(where, str | Path):
-        return cast("Ledger", Circuit(cast("Ledger", where)))
-    if isinstance(where, str) and where.startswith(_SCHEMES):
+    if isinstance(where, str) and where.startswith(_REDIS):
         from taskpilot_instrument.sinks._ledger_redis import RedisLedger
 
-        return cast("Ledger", Circuit(RedisLedger(where)))
-    from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
+        return Circuit(RedisLedger(where))
+    if where is None or isinstance(where, str | os.PathLike):
+        from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 
-    path = default_path() if where is None else Path(str(where).removeprefix("sqlite://")).expanduser()
-    return cast("Ledger", Circuit(SqliteLedger(path)))
+        return Circuit(SqliteLedger(default_path() if where is None else _path(os.fspath(where))))
+    if isinstance(where, Circuit | MemoryLedger):
+        return where
+    return Circuit(cast("Ledger", where))
+
+
+def _path(where: str) -> Path:
+    path = where.removeprefix("sqlite://")
+    if not path.strip() or "://" in path or path == ":memory:":
+        raise ConfigurationError(
+            f"ledger={redact(where)!r}: expected the path of a SQLite file, sqlite:///…, redis://… or memory"
+        )
+    return Path(path).expanduser()
 
 
 def default_path() -> Path:

@@ -14,7 +14,7 @@ from taskpilot_instrument import semconv as names
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished, LLMCall
-from taskpilot_instrument.context import Ids
+from taskpilot_instrument.context import Ids, experiments_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
@@ -132,6 +132,8 @@ class LogSink:
         pieces.append(keys[names.AGENT] + to_json(operation.name))
         if operation.input_length is not None:
             pieces.append(f"{keys[names.F_INPUT_LENGTH]}{operation.input_length}")
+        if operation.ids.variants:
+            self._add_experiments(pieces.append, operation.ids)
         pieces.append(self._profile.end)
         self._write(pieces)
 
@@ -190,6 +192,8 @@ class LogSink:
         self._add_lengths(add, record)
         if record.outcome is not Outcome.SUCCESS:
             self._add_failure(add, record)
+        if record.ids.variants:
+            self._add_experiments(add, record.ids)
         add(end)
         return pieces
 
@@ -211,6 +215,11 @@ class LogSink:
             add(f"{keys[names.F_INPUT_LENGTH]}{record.input_length}")
         if record.output_length is not None:
             add(f"{keys[names.F_OUTPUT_LENGTH]}{record.output_length}")
+
+    def _add_experiments(self, add: Callable[[str], None], ids: Ids) -> None:
+        experiments, variants = experiments_of(ids)
+        add(self._profile.keys[names.EXPERIMENT] + to_json(experiments))
+        add(self._profile.keys[names.VARIANT] + to_json(variants))
 
     def _add_failure(self, add: Callable[[str], None], record: Finished) -> None:
         keys = self._profile.keys

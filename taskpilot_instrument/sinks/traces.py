@@ -21,9 +21,10 @@ from opentelemetry.trace import (
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument.context import experiments_of
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import Beside, TokenUsage
 
 _MESSAGE_LIMIT: Final = 512
 _STACK_LIMIT: Final = 8192
@@ -89,6 +90,8 @@ class TraceSink:
         try:
             if span.is_recording():
                 set_tags(span, self._tags(record))
+                if record.llm is not None and record.llm.beside is not None:
+                    _other_usage(span, record, record.llm.beside)
                 if self._events and record.llm is not None:
                     _content_event(span, record, record.llm)
                 if record.error is not None or record.outcome in _FAILED:
@@ -144,6 +147,8 @@ class TraceSink:
             tags[names.SESSION_ID] = ids.session_id
         if ids.user_id is not None:
             tags[names.USER_ID] = ids.user_id
+        if ids.variants:
+            tags[names.EXPERIMENT], tags[names.VARIANT] = experiments_of(ids)
         if usage is not None:
             _usage_tags(tags, usage, record.kind)
         if record.cost is not None:
@@ -297,6 +302,16 @@ def _detail_tags(tags: dict[str, Any], usage: TokenUsage) -> None:
         tags[names.GEN_AI_USAGE_CACHE_WRITE] = usage.cache_write_tokens
     if usage.reasoning_tokens:
         tags[names.REASONING_TOKENS] = tags[names.GEN_AI_USAGE_REASONING] = usage.reasoning_tokens
+
+
+def _other_usage(span: Span, record: Finished, beside: Beside) -> None:
+    """Write what was billed beside the tokens, and what it came to where that is known."""
+    tags: dict[str, Any] = {unit: float(count) for unit, count in beside.units.items()}
+    if beside.models:
+        tags[names.MODEL] = tuple(model or names.NONE for model, _ in beside.models)
+    if beside.usd:
+        tags[names.COST_USD] = float(beside.usd)
+    span.add_event(names.EVENT_OTHER_USAGE, tags, record.started_at_ns + record.duration_ns)
 
 
 def _content_tags(tags: dict[str, Any], record: Finished) -> None:

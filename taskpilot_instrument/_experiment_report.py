@@ -1,0 +1,389 @@
+"""``experiment_report(...)``: what the variants of an experiment came to, and whether the difference is one."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from taskpilot_instrument._display import UNKNOWN, html_table, milliseconds, percent, span, table, usd
+from taskpilot_instrument._sequential import critical, p_value
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.golden import parse_window
+from taskpilot_instrument.sinks._signals import percent as share
+from taskpilot_instrument.sinks._trials import BLOCKS, Arm, Sums, Trial, Trials
+from taskpilot_instrument.sinks._windows import Cell
+
+#: How likely it may be that anything said of an experiment, about any figure at any look, is wrong.
+ALPHA: Final = 0.05
+#: Below this the units were not shared out as designed, and no difference means anything.
+_BROKEN_BELOW: Final = 0.001
+#: A chi-square of fewer expected units is no chi-square.
+_LEAST_EXPECTED: Final = 5
+#: Nothing is judged before each side has so many runs, in so many blocks: intervals rest on the central limit theorem.
+LEAST_RUNS: Final = 100
+LEAST_BLOCKS: Final = 40
+
+
+class Figure(StrEnum):
+    """What variants are compared by."""
+
+    SUCCESS = "success_rate"
+    CORRECTNESS = "correctness"
+    COST = "cost_per_run_usd"
+    LATENCY = "latency_ms"
+
+
+class Verdict(StrEnum):
+    """What can be said of a variant, or of one figure of it, against the first variant."""
+
+    KEEP_RUNNING = "keep running"
+    BETTER = "better"
+    WORSE = "worse"
+    TRADE_OFF = "trade-off"
+    NO_DIFFERENCE = "no difference"
+    BROKEN = "assignment broken"
+    NOT_JUDGED = "not judged"
+
+
+_LABELS: Final = {
+    Figure.SUCCESS: "success rate",
+    Figure.CORRECTNESS: "correctness",
+    Figure.COST: "cost per run",
+    Figure.LATENCY: "mean latency",
+}
+_RATES: Final = frozenset({Figure.SUCCESS, Figure.CORRECTNESS})
+
+
+@dataclass(frozen=True, slots=True)
+class VariantFigures:
+    """What the runs of one variant came to; None is unknown.
+
+    :param share_percent: of the units, as designed.
+    :param units: distinct units that took part; where they are very many, of a fair sample of them.
+    :param costed_runs: runs whose cost is wholly known; ``cost_per_run_usd`` is their mean.
+    """
+
+    variant: str
+    share_percent: float
+    units: int
+    runs: int
+    successes: int
+    success_rate: float | None
+    feedback: int
+    correctness_percent: float | None
+    costed_runs: int
+    total_cost_usd: float
+    cost_per_run_usd: float | None
+    p50_latency_ms: float | None
+    p95_latency_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """How one figure of a variant differs from the first variant's.
+
+    Rates are in percent, their differences in percentage points. ``low`` to ``high`` holds the true difference with
+    95 % at every look and for all figures and variants at once; None before there is enough to tell.
+
+    :param margin: a difference that is smaller, either way, is none that matters.
+    :param sure_percent: 100 less the p-value in percent: of a difference, or of there being none beyond the margin.
+    """
+
+    variant: str
+    figure: Figure
+    first: float | None
+    value: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    margin: float | None
+    sure_percent: float | None
+    verdict: Verdict
+
+    def _row(self) -> list[str]:
+        show = _difference(self.figure)
+        interval = UNKNOWN if self.low is None or self.high is None else f"{show(self.low)} … {show(self.high)}"
+        sure = UNKNOWN if self.sure_percent is None else f"{min(self.sure_percent, 99.9):.1f} % sure"
+        return [
+            f"{self.variant}: {_LABELS[self.figure]}",
+            UNKNOWN if self.difference is None else show(self.difference),
+            interval,
+            str(self.verdict),
+            sure,
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentReport:
+    """The variants of one experiment, and how they differ.
+
+    :param sample_ratio_p: how likely units are shared out as they were, if they are drawn as designed; None where
+        there are too few, or none is known.
+    """
+
+    experiment: str
+    variants: tuple[VariantFigures, ...]
+    effects: tuple[Effect, ...]
+    sample_ratio_p: float | None
+    window_seconds: int | None = None
+
+    @property
+    def assignment_broken(self) -> bool:
+        """True where units were not shared out as designed: do not read on."""
+        return self.sample_ratio_p is not None and self.sample_ratio_p < _BROKEN_BELOW
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What can be said of each variant against the first, by its name.
+
+        A variant is better where a figure of it is and none is worse. That it is cheaper or faster counts only once its
+        success rate, and its correctness where users gave feedback, are not lower by more than the margin.
+        """
+        return {each.variant: self._verdict_of(each.variant) for each in self.variants[1:]}
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the experiment: that of the variant that can be told most about, the good ones first."""
+        order = (
+            Verdict.BROKEN, Verdict.NOT_JUDGED, Verdict.BETTER, Verdict.KEEP_RUNNING, Verdict.TRADE_OFF,
+            Verdict.NO_DIFFERENCE, Verdict.WORSE,
+        )  # fmt: skip
+        found = set(self.verdicts.values())
+        return next(verdict for verdict in order if verdict in found)
+
+    def _verdict_of(self, variant: str) -> Verdict:
+        if self.assignment_broken:
+            return Verdict.BROKEN
+        if self.window_seconds is not None:
+            return Verdict.NOT_JUDGED
+        effects = [each for each in self.effects if each.variant == variant and each.value is not None]
+        found = {each.verdict for each in effects}
+        if found >= {Verdict.BETTER, Verdict.WORSE}:
+            return Verdict.TRADE_OFF
+        if Verdict.WORSE in found:
+            return Verdict.WORSE
+        if Verdict.BETTER in found and all(_not_lower(each) for each in effects if each.figure in _RATES):
+            return Verdict.BETTER
+        return Verdict.NO_DIFFERENCE if found == {Verdict.NO_DIFFERENCE} else Verdict.KEEP_RUNNING
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it."""
+        return {
+            "experiment": self.experiment,
+            "window_seconds": self.window_seconds,
+            "verdict": str(self.verdict),
+            "verdicts": {variant: str(verdict) for variant, verdict in self.verdicts.items()},
+            "assignment": {"broken": self.assignment_broken, "p": self.sample_ratio_p},
+            "variants": [_fields(each) for each in self.variants],
+            "effects": [_fields(each) for each in self.effects],
+            "explanation": self._assignment(),
+        }
+
+    def __str__(self) -> str:
+        lines = [self._caption(), *table(self._rows()), self._assignment()]
+        if self.effects and not self.assignment_broken:
+            lines += [f"Against {self.variants[0].variant}:", *table([each._row() for each in self.effects])]  # noqa: SLF001 - one of us
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        shown = [html_table(self._caption(), self._rows())]
+        if self.effects and not self.assignment_broken:
+            rows = [["", "difference", "95 % at every look", "verdict", ""]]
+            rows += [each._row() for each in self.effects]  # noqa: SLF001 - one of us
+            shown.append(html_table(f"Against {self.variants[0].variant}. {self._assignment()}", rows))
+        return "".join(shown)
+
+    def _caption(self) -> str:
+        window = "since its start" if self.window_seconds is None else f"last {span(self.window_seconds)}"
+        told = [f"{variant} {verdict}" for variant, verdict in self.verdicts.items()]
+        if self.assignment_broken or self.window_seconds is not None:
+            told = [str(self.verdict)]
+        return f"Experiment {self.experiment}, {window}: {', '.join(told)}"
+
+    def _assignment(self) -> str:
+        if self.sample_ratio_p is None:
+            return "Assignment: too few units to check."
+        units = " : ".join(f"{each.units:,}" for each in self.variants)
+        if self.assignment_broken:
+            return (
+                f"Assignment broken, do not read on: {units} units are not what was designed "
+                f"(p = {self.sample_ratio_p:.2g}). Look for runs of one variant that are lost or begun elsewhere."
+            )
+        return f"Assignment: {units} units, as designed (p = {self.sample_ratio_p:.2g})."
+
+    def _rows(self) -> list[list[str]]:
+        head = ["", "runs", "success", "correct", "cost per run", "p50", "p95"]
+        return [head] + [
+            [
+                each.variant,
+                f"{each.runs:,}",
+                percent(each.success_rate),
+                percent(each.correctness_percent),
+                usd(each.cost_per_run_usd),
+                milliseconds(each.p50_latency_ms),
+                milliseconds(each.p95_latency_ms),
+            ]
+            for each in self.variants
+        ]
+
+
+def _difference(figure: Figure) -> Any:
+    """Return what shows a difference in a figure, with its sign."""
+    if figure is Figure.COST:
+        return lambda value: f"{'' if value < 0 else '+'}{usd(value)}"
+    return lambda value: f"{value:+.2f} {'ms' if figure is Figure.LATENCY else 'points'}"
+
+
+def _fields(shown: VariantFigures | Effect) -> dict[str, Any]:
+    found = {name: getattr(shown, name) for name in shown.__slots__}
+    return {name: str(value) if isinstance(value, StrEnum) else value for name, value in found.items()}
+
+
+def _not_lower(effect: Effect) -> bool:
+    """Tell whether a rate is known not to be lower by more than the margin."""
+    return effect.low is not None and effect.margin is not None and effect.low > -effect.margin
+
+
+# --- computing ----------------------------------------------------------------------------------
+
+
+class _Mean(NamedTuple):
+    """A mean over runs, the variance of that mean, and what it rests on."""
+
+    value: float
+    variance: float
+    runs: int
+    blocks: int
+
+
+def report(
+    trials: Trials, experiment: str, *, window: str | None, margin_points: float, margin_percent: float
+) -> ExperimentReport:
+    """Compute the report of an experiment; see :meth:`Instrumentation.experiment_report`."""
+    seconds = None if window is None else parse_window(window)
+    for name, margin in (("margin_points", margin_points), ("margin_percent", margin_percent)):
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
+            raise ConfigurationError(f"experiment_report({name}=…) takes a number above 0, not {margin!r}")
+    with trials.lock:
+        trial = trials.trials.get(experiment)
+        if trial is None:
+            raise ConfigurationError(
+                f"no run of experiment {experiment!r:.100} has ended yet; known: {', '.join(trials.trials) or 'none'}"
+            )
+        names = trial.design.variants
+        arms = [trial.arms[name] for name in names]
+        met = Counter(trial.units.values())
+        counted = [met[name] for name in names]
+        cells = [
+            arm.cell if seconds is None else trials.cell(experiment, name, seconds * 1_000_000_000)
+            for name, arm in zip(names, arms, strict=True)
+        ]
+        variants = tuple(_figures(*each) for each in zip(names, trial.design.shares, counted, cells, strict=True))
+        effects = _effects(trial, arms, margin_points, margin_percent) if seconds is None else ()
+    return ExperimentReport(experiment, variants, effects, _sample_ratio(counted, trial.design.shares), seconds)
+
+
+def _figures(variant: str, designed: float, units: int, cell: Cell) -> VariantFigures:
+    # A vote that was changed is taken back when it is changed: in a window it may be missing below zero.
+    correct, incorrect = max(0, cell.correct), max(0, cell.incorrect)
+    return VariantFigures(
+        variant,
+        100 * designed,
+        units,
+        cell.runs,
+        cell.successes,
+        share(cell.successes, cell.runs),
+        correct + incorrect,
+        share(correct, correct + incorrect),
+        cell.priced,
+        float(cell.cost),
+        float(cell.cost) / cell.priced if cell.priced else None,
+        cell.latency.quantile(50),
+        cell.latency.quantile(95),
+    )
+
+
+def _sample_ratio(counted: Sequence[int], shares: Sequence[float]) -> float | None:
+    """Return the p-value of a chi-square test that units were shared out as designed."""
+    expected = [designed * sum(counted) for designed in shares if designed]
+    if min(expected) < _LEAST_EXPECTED:
+        return None
+    seen = [units for units, designed in zip(counted, shares, strict=True) if designed]
+    distance = sum((units - wanted) ** 2 / wanted for units, wanted in zip(seen, expected, strict=True))
+    return float(_scipy().chdtrc(len(seen) - 1, distance))
+
+
+def _scipy() -> Any:
+    try:
+        from scipy import special  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ConfigurationError(
+            "experiment reports need the package scipy: pip install 'taskpilot-instrument[experiments]'"
+        ) from error
+    return special
+
+
+def _effects(trial: Trial, arms: Sequence[Arm], points: float, relative: float) -> tuple[Effect, ...]:
+    # All figures and variants are looked at, so that what may be wrong is shared among all of them.
+    alpha = ALPHA / (len(Figure) * (len(arms) - 1))
+    found: list[Effect] = []
+    for variant, arm in zip(trial.design.variants[1:], arms[1:], strict=True):
+        for figure in Figure:
+            first, value = _mean(arms[0], figure), _mean(arm, figure)
+            margin = points if figure in _RATES else abs(first.value) * relative / 100 if first is not None else None
+            found.append(_effect(variant, figure, first, value, margin, alpha))
+    return tuple(found)
+
+
+def _effect(
+    variant: str, figure: Figure, first: _Mean | None, value: _Mean | None, margin: float | None, alpha: float
+) -> Effect:
+    known = first.value if first is not None else None, value.value if value is not None else None
+    if first is None or value is None or margin is None:
+        return Effect(variant, figure, *known, None, None, None, margin, None, Verdict.KEEP_RUNNING)
+    difference = value.value - first.value
+    if min(first.runs, value.runs) < LEAST_RUNS or min(first.blocks, value.blocks) < LEAST_BLOCKS:
+        return Effect(variant, figure, *known, difference, None, None, margin, None, Verdict.KEEP_RUNNING)
+    error, runs = math.sqrt(first.variance + value.variance), first.runs + value.runs
+    half = critical(runs, alpha) * error
+    low, high = difference - half, difference + half
+    if figure in _RATES:
+        low, high = max(low, -100.0), min(high, 100.0)
+
+    def sure(distance: float) -> float:
+        z = distance / error if error else math.inf  # what never varies leaves no doubt
+        return 100 * (1 - min(1.0, p_value(z, runs, alpha) * ALPHA / alpha))
+
+    if -margin <= low and high <= margin:
+        within = sure(margin - abs(difference))
+        return Effect(variant, figure, *known, difference, low, high, margin, within, Verdict.NO_DIFFERENCE)
+    verdict = Verdict.KEEP_RUNNING
+    if low > 0 or high < 0:
+        verdict = Verdict.BETTER if (low > 0) is (figure in _RATES) else Verdict.WORSE
+    return Effect(variant, figure, *known, difference, low, high, margin, sure(abs(difference)), verdict)
+
+
+def _mean(arm: Arm, figure: Figure) -> _Mean | None:
+    """Return a figure of a variant; a rate in percent, its variance never below that of independent runs."""
+    sums = {
+        Figure.SUCCESS: arm.success, Figure.CORRECTNESS: arm.correct, Figure.COST: arm.cost, Figure.LATENCY: arm.latency
+    }[figure]  # fmt: skip
+    runs, total = sum(sums.counts), math.fsum(sums.totals)
+    if not runs:
+        return None
+    mean, blocks = total / runs, sum(count > 0 for count in sums.counts)
+    variance = _spread(sums, mean) / runs**2
+    if figure not in _RATES:
+        return _Mean(mean, variance, runs, blocks)
+    # With one success and one failure more, so that a rate of 100 % is not taken for one that cannot be otherwise
+    # (Agresti and Caffo 2000).
+    smoothed = (total + 1) / (runs + 2)
+    return _Mean(100 * mean, 1e4 * max(variance, smoothed * (1 - smoothed) / runs), runs, blocks)
+
+
+def _spread(sums: Sums, mean: float) -> float:
+    """Return the variance of the total between blocks, each measured against what its runs would have at the mean."""
+    off = math.fsum((total - mean * count) ** 2 for total, count in zip(sums.totals, sums.counts, strict=True))
+    return off * BLOCKS / (BLOCKS - 1)
