@@ -42,8 +42,8 @@ class Rates:
     """
 
     __slots__ = (
-        "_base", "_cached_audio_rated", "_exponent", "_input_audio_rated", "_output_audio_rated", "_output_rated",
-        "_per_request", "_tiers",
+        "_base", "_cache_is_unknown", "_cached_audio_rated", "_exponent", "_input_audio_rated", "_output_audio_rated",
+        "_output_rated", "_per_request", "_tiers",
     )  # fmt: skip
 
     def __init__(
@@ -52,13 +52,16 @@ class Rates:
         *,
         tiers: Sequence[tuple[int, Mapping[str, Decimal]]] = (),
         per_thousand_requests: Decimal = Decimal(0),
+        cache_is_unknown: bool = False,
     ) -> None:
         """Compile rates; ``input`` is among them.
 
         :param rates: USD per million tokens, by key.
         :param tiers: rates that hold for the whole call above so many input tokens, ascending.
         :param per_thousand_requests: USD per thousand calls, on top of the tokens.
+        :param cache_is_unknown: True where cached tokens have a rate of their own that is not among these.
         """
+        self._cache_is_unknown = cache_is_unknown
         every = [per_thousand_requests, *rates.values(), *(rate for _, tier in tiers for rate in tier.values())]
         shift = max(0, *(-int(rate.as_tuple().exponent) for rate in every))
         self._exponent = _PER_MILLION_EXPONENT - shift
@@ -73,7 +76,7 @@ class Rates:
     def cost(self, usage: TokenUsage) -> Decimal | None:
         """Return what the usage costs in USD; None where a part of it is unknown or has no rate."""
         given, made, cached, written, reasoning, *rare = usage
-        if given is None or cached + written > given:
+        if given is None or cached + written > given or (cached and self._cache_is_unknown):
             return None
         rates = self._base
         for start, tier in self._tiers:
@@ -165,6 +168,7 @@ _PROVIDER_IDS: Final = {"azure.ai.openai": _AZURE, "azure.ai.inference": _AZURE,
 _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "on_demand", "scale"})
 _BATCH_TIER: Final = "batch"
 #: "50 % lower costs" than the synchronous API, for every model that takes batches: OpenAI's guide to its Batch API.
+#: Its price list has fine-tuned models apart, at other shares.
 _BATCH_SHARE: Final = Decimal("0.5")
 #: A fine-tuned model costs more than the model that it was made from.
 _FINE_TUNED: Final = "ft:"
@@ -202,11 +206,11 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
             price = model.get_prices(moment)
         elif any(each.constraint is None or each.constraint.active(moment) for each in variants):
             price = model.get_prices(moment, _tier(lookup.service_tier))
-        elif lookup.service_tier == _BATCH_TIER and provider.id in {_OPENAI, _AZURE}:
-            return _compiled(model.get_prices(moment), is_free=False, share=_BATCH_SHARE), until
+        elif lookup.service_tier == _BATCH_TIER and provider.id in {_OPENAI, _AZURE} and not _is_tuned(model):
+            return _compiled(model, model.get_prices(moment), share=_BATCH_SHARE), until
         else:
             return None, until
-        return _compiled(price, is_free=model.id.endswith(":free")), until
+        return _compiled(model, price), until
     return None, _NEVER
 
 
@@ -274,6 +278,9 @@ def _provider_named(name: str) -> "Provider | None":
 
 
 def _tier(service_tier: str | None) -> dict[str, str]:
+    """Return by what the table knows a tier."""
+    if service_tier == _BATCH_TIER:
+        return {"processing": _BATCH_TIER}
     return {"service_tier": service_tier} if service_tier is not None else {}
 
 
@@ -288,7 +295,11 @@ def _may_change(prices: "Sequence[ConditionalPrice | PriceVariant]", moment: dat
     return not all(isinstance(each, StartDateConstraint) and each.active(moment) for each in constraints)
 
 
-def _compiled(price: "ModelPrice", *, is_free: bool, share: Decimal = Decimal(1)) -> Rates | None:
+def _is_tuned(model: "ModelInfo") -> bool:
+    return model.id.startswith(_FINE_TUNED)
+
+
+def _compiled(model: "ModelInfo", price: "ModelPrice", *, share: Decimal = Decimal(1)) -> Rates | None:
     """Compile a price of the table; None where it bills by something that usage does not tell.
 
     :param share: of the price that is to be paid.
@@ -296,7 +307,7 @@ def _compiled(price: "ModelPrice", *, is_free: bool, share: Decimal = Decimal(1)
     listed: dict[str, Decimal | TieredPrices] = {
         key: value for key, value in vars(price).items() if value is not None and not key.endswith(_TOOL_FEES)
     }
-    if not listed and is_free:  # elsewhere an empty price means that nobody knows it
+    if not listed and model.id.endswith(":free"):  # elsewhere an empty price means that nobody knows it
         return Rates({INPUT: Decimal(0), OUTPUT: Decimal(0)})
     per_request = listed.pop(_REQUESTS, Decimal(0))
     prices = {key.removesuffix(_TOKENS): value for key, value in listed.items() if key.endswith(_TOKENS)}
@@ -307,6 +318,8 @@ def _compiled(price: "ModelPrice", *, is_free: bool, share: Decimal = Decimal(1)
         {key: _rate_above(value, -1) * share for key, value in prices.items()},
         tiers=[(start, {key: _rate_above(value, start) * share for key, value in prices.items()}) for start in starts],
         per_thousand_requests=per_request,
+        # OpenAI takes less for them, and the table does not say how much.
+        cache_is_unknown=_is_tuned(model) and CACHE_READ not in prices,
     )
 
 

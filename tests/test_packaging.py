@@ -44,6 +44,7 @@ LEVELS: Final = {
     "_operation": 2,
     "_records": 2,
     "_totals": 2,
+    "_waste": 2,
     "_pricebook": 2,
     "pricing": 2,
     "usage": 2,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument._waste import NO_WASTE, Waste
 from taskpilot_instrument.semconv import Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._names import DIMENSIONS, Node
 from taskpilot_instrument.sinks._said import Said, worth
@@ -137,11 +138,18 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         ),
         checked=runs.checked,
         check_failed=runs.check_failed,
-        wasted_usd=spend.wasted_cost,
-        wasted_tokens=spend.wasted_tokens,
-        wasted_calls=spend.wasted_calls,
-        retries=spend.retries,
+        wasted=spend.wasted,
     )
+
+
+def waste_by_agent(buckets: Iterable[Bucket]) -> dict[str, Waste]:
+    """Return what each agent's LLM calls wasted, the most expensive first; those that wasted nothing are left out."""
+    found: dict[str, Waste] = {}
+    for bucket in buckets:
+        for key, cell in bucket.cells.items():
+            if cell.wasted is not NO_WASTE:
+                found[key.agent] = found.get(key.agent, NO_WASTE).plus(cell.wasted)
+    return dict(sorted(found.items(), key=lambda each: (-each[1].usd, -each[1].attempts, each[0])))
 
 
 def _verdicts(recorded: int, model: str | None, direct: float) -> float | None:

@@ -11,6 +11,7 @@ from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
+from taskpilot_instrument._waste import waste_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._families import Families, adder, observer
@@ -128,14 +129,12 @@ class Recording:
         unpriced = cost is None and (llm.billable or usage is not None)
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
+        lost = None if outcome is Outcome.SUCCESS and not llm.retries else waste_of(record)
         with self._lock:
             cell = self.windows.cell(cell_key)
             cell.runs += 1
-            if outcome is Outcome.SUCCESS:
-                cell.successes += 1
-            elif llm.billable or usage is not None:
-                cell.waste(given + made, cost)
-            cell.retries += llm.retries
+            cell.successes += outcome is Outcome.SUCCESS
+            cell.wasted = cell.wasted if lost is None else cell.wasted.plus(lost)
             if cost is not None:
                 cell.priced += 1
                 cell.cost = add(cell.cost, cost)
