@@ -281,6 +281,17 @@ def mapping(expected: str) -> Form:
     return Form("mapping", expected, accept)
 
 
+def aliases(expected: str) -> Form:
+    """Take a mapping of names to names; in text ``name=name,name=name``, percent-encoded."""
+
+    def accept(value: Any) -> Mapping[str, str]:
+        _require(isinstance(value, Mapping))
+        _require(all(isinstance(word, str) and word.strip() for pair in value.items() for word in pair))
+        return MappingProxyType(dict(value))
+
+    return Form("mapping", expected, accept, read_pairs)
+
+
 def listed(label: str, expected: str) -> Form:
     """Take a list of objects that say themselves whether they are right, or one of them; as text, a path."""
 

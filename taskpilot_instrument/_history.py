@@ -14,8 +14,9 @@ from taskpilot_instrument import semconv
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
+from taskpilot_instrument._waste import waste_of
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind, Outcome
+from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
@@ -33,7 +34,11 @@ _HOUR: Final = 3600
 RUNS: Final = "runs"
 CALLS: Final = "calls"
 COST: Final = "cost"
+#: Of LLM calls that did not succeed; attempts also of those that did, where the client made some again.
 WASTED: Final = "wasted"
+WASTED_TOKENS: Final = "wasted_tokens"
+WASTED_ATTEMPTS: Final = "wasted_attempts"
+RETRIES: Final = "retries"
 UNPRICED: Final = "unpriced"
 INPUT: Final = "input_tokens"
 OUTPUT: Final = "output_tokens"
@@ -124,10 +129,16 @@ class History:
             figures |= {INPUT: usage.input_tokens or 0, OUTPUT: usage.output_tokens or 0}
         if record.cost is not None:
             figures[COST] = to_pico(record.cost)
-            if record.outcome is not Outcome.SUCCESS:
-                figures[WASTED] = figures[COST]
         elif llm.billable or usage is not None:
             figures[UNPRICED] = 1
+        lost = waste_of(record)
+        if lost is not None:
+            figures |= {
+                WASTED: to_pico(lost.usd),
+                WASTED_TOKENS: lost.tokens,
+                WASTED_ATTEMPTS: lost.attempts,
+                RETRIES: lost.retries,
+            }
         if record.error_type is not None:
             figures[f"{ERROR}{record.error_type}"] = 1
         self._add(hour, f"agent={record.agent or NONE}|model={record.model or NONE}", figures)

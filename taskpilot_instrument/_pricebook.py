@@ -9,7 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from taskpilot_instrument._unit_prices import EXACT, INPUT, OUTPUT, Rates
+from taskpilot_instrument._unit_prices import CACHE_READ, EXACT, INPUT, OUTPUT, Rates
 from taskpilot_instrument.semconv import OPERATION_DECISION
 from taskpilot_instrument.usage import AUDIO_SECONDS, INPUT_CHARACTERS, STORAGE_SEARCHES, WEB_SEARCHES
 
@@ -25,6 +25,7 @@ _PROVIDER_IDS: Final = {"azure.ai.openai": _AZURE, "azure.ai.inference": _AZURE,
 _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "on_demand", "scale"})
 _BATCH_TIER: Final = "batch"
 #: "50 % lower costs" than the synchronous API, for every model that takes batches: OpenAI's guide to its Batch API.
+#: Its price list has fine-tuned models apart, at other shares.
 _BATCH_SHARE: Final = Decimal("0.5")
 _OPENAIS: Final = frozenset({_OPENAI, _AZURE})
 #: In the tables, the price list of an endpoint of OpenAI's that has its own.
@@ -79,8 +80,8 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
             price = model.get_prices(moment)
         elif any(each.constraint is None or each.constraint.active(moment) for each in variants):
             price = model.get_prices(moment, _tier(lookup.service_tier))
-        elif lookup.service_tier == _BATCH_TIER and provider.id in _OPENAIS:
-            return _compiled(model.get_prices(moment), share=_BATCH_SHARE), until
+        elif lookup.service_tier == _BATCH_TIER and provider.id in _OPENAIS and not _is_tuned(model.id):
+            return _compiled(model.get_prices(moment), model.id, share=_BATCH_SHARE), until
         else:
             return None, until
         beside = {OUTPUT: Decimal(0)} if provider.id == _DECISIONS else {}
@@ -183,9 +184,13 @@ def _may_change(prices: "Sequence[ConditionalPrice | PriceVariant]", moment: dat
     return not all(isinstance(each, StartDateConstraint) and each.active(moment) for each in constraints)
 
 
+def _is_tuned(model_id: str) -> bool:
+    return model_id.startswith(_FINE_TUNED)
+
+
 def _compiled(
     price: "ModelPrice",
-    name: str = "",
+    name: str,
     *,
     share: Decimal = Decimal(1),
     unlisted: Mapping[str, Decimal] = MappingProxyType({}),
@@ -224,6 +229,8 @@ def _compiled(
         per_thousand_requests=per_request,
         fees=fees,
         is_partial=searches and search_fee is None,
+        # OpenAI takes less for them, and the table does not say how much.
+        cache_is_unknown=_is_tuned(name) and CACHE_READ not in prices,
     )
 
 

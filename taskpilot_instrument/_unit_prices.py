@@ -39,8 +39,8 @@ class Rates:
     """
 
     __slots__ = (
-        "_base", "_cached_audio_rated", "_dearest", "_exponent", "_input_audio_rated", "_output_audio_rated",
-        "_output_rated", "_per_request", "_tiers", "fees", "is_partial",
+        "_base", "_cache_is_unknown", "_cached_audio_rated", "_dearest", "_exponent", "_input_audio_rated",
+        "_output_audio_rated", "_output_rated", "_per_request", "_tiers", "fees", "is_partial",
     )  # fmt: skip
 
     def __init__(
@@ -51,14 +51,17 @@ class Rates:
         per_thousand_requests: Decimal = Decimal(0),
         fees: Mapping[str, Decimal] = MappingProxyType({}),
         is_partial: bool = False,
+        cache_is_unknown: bool = False,
     ) -> None:
         """Compile rates; ``input`` is among them, or the model bills no tokens.
 
         :param rates: USD per million tokens, by key.
         :param tiers: rates that hold for the whole call above so many input tokens, ascending.
         :param per_thousand_requests: USD per thousand calls, on top of the tokens.
+        :param cache_is_unknown: True where cached tokens have a rate of their own that is not among these.
         """
         self.fees = fees
+        self._cache_is_unknown = cache_is_unknown
         self.is_partial = is_partial
         every = [per_thousand_requests, *rates.values(), *(rate for _, tier in tiers for rate in tier.values())]
         shift = max(0, *(-int(rate.as_tuple().exponent) for rate in every))
@@ -77,7 +80,7 @@ class Rates:
         """Return what the usage costs in USD; None where a part of it is unknown or has no rate."""
         given, made, cached, written, reasoning, *rare = usage
         rates = self._base
-        if given is None or rates is None or cached + written > given:
+        if given is None or rates is None or cached + written > given or (cached and self._cache_is_unknown):
             return None
         for start, tier in self._tiers:
             if given > start:

@@ -116,23 +116,36 @@ class GoldenSignals:
 
     @property
     def wasted_cost_usd(self) -> float:
-        """Known spend on LLM calls that failed, were cancelled or abandoned; a part of :attr:`total_cost_usd`."""
-        return float(self.sample.wasted_usd)
+        """Known spend on LLM calls that failed, were cancelled or abandoned; a part of :attr:`total_cost_usd`.
+
+        Where :attr:`wasted_unpriced_calls` is not zero it is a lower bound.
+        """
+        return float(self.sample.wasted.usd)
 
     @property
     def wasted_tokens(self) -> int:
         """Tokens of these calls, input and output."""
-        return self.sample.wasted_tokens
+        return self.sample.wasted.tokens
 
     @property
     def wasted_calls(self) -> int:
         """How many such calls there were, of those that may have cost something."""
-        return self.sample.wasted_calls
+        return self.sample.wasted.calls
+
+    @property
+    def wasted_unpriced_calls(self) -> int:
+        """Of these, the calls whose cost is not known: a stream that was left seldom tells its usage."""
+        return self.sample.wasted.unpriced
+
+    @property
+    def wasted_attempts(self) -> int:
+        """Requests that brought no answer to build on: of all calls that did not succeed, and :attr:`retries`."""
+        return self.sample.wasted.attempts
 
     @property
     def retries(self) -> int:
         """Attempts that the client made again, beyond the first of each call."""
-        return self.sample.retries
+        return self.sample.wasted.retries
 
     @property
     def waste_percent(self) -> float | None:
@@ -216,8 +229,10 @@ class GoldenSignals:
         cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
         calls = sample.priced + sample.unpriced
         spent = f"{bound}{usd(float(sample.spent_usd))} spent, {sample.priced} of {calls} billable calls priced"
-        if sample.wasted_calls:
-            spent += f", {usd(float(sample.wasted_usd))} wasted on {of(sample.wasted_calls, 'call')}"
+        wasted = sample.wasted
+        if wasted.calls:
+            lowest = "≥ " if wasted.unpriced else ""
+            spent += f", {lowest}{usd(float(wasted.usd))} wasted on {of(wasted.calls, 'call')}"
         return [
             (
                 "success rate",

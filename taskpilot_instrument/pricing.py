@@ -150,17 +150,23 @@ class PriceBook:
     """Price calls: look each model up once, then multiply."""
 
     def __init__(
-        self, prices: Mapping[str, ModelPricing] | None = None, *, now: Callable[[], float] = time.time
+        self,
+        prices: Mapping[str, ModelPricing] | None = None,
+        *,
+        deployments: Mapping[str, str] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Open the book.
 
         :param prices: the user's table instead of ``MODEL_PRICING``; a :class:`PriceTable` stays live.
+        :param deployments: names that stand for models: deployment → model.
         :param now: seconds since 1970; some published prices depend on the time.
         :raises ConfigurationError: for an entry that is no price.
         """
         if prices is None:
             prices = MODEL_PRICING
         self._table = prices if isinstance(prices, PriceTable) else PriceTable(prices)
+        self._deployments = dict(deployments or {})
         self._now = now
         self._cache: tuple[int, dict[_Key, _Answer]] = (self._table.version, {})
         self._warned: set[str] = set()
@@ -204,14 +210,21 @@ class PriceBook:
 
     def _priced(self, usage: TokenUsage, key: _Key) -> Price | None:
         answer = self._answer(key)
-        usd = answer.rates.cost(usage) if answer.rates is not None else None
-        return Price(usd, answer.source) if usd is not None else None
+        if answer.rates is None:
+            return None
+        usd = answer.rates.cost(usage)
+        if usd is None:
+            self._warn_of_usage(key)
+            return None
+        return Price(usd, answer.source)
 
     def _priced_with(self, beside: Beside, usage: TokenUsage | None, key: _Key) -> Price | None:
         """Price a call that is billed by more than its tokens, and note what the rest comes to."""
         answer = self._answer(key)
         tokens = None if usage is None or answer.rates is None else answer.rates.cost(usage)
         if usage is not None and tokens is None:
+            if answer.rates is not None:
+                self._warn_of_usage(key)
             return None
         fees = answer.rates.fees if answer.rates is not None else {}
         amounts = [
@@ -223,6 +236,8 @@ class PriceBook:
             price = self._priced(counts, (model, None, *key[2:4], None, OPERATION_IMAGE))
             amounts.append(None if price is None else price.usd)
         known = [usd for usd in amounts if usd is not None]
+        if len(known) < len(amounts) and answer.rates is not None:
+            self._warn_of_usage(key)
         if tokens is None and not known:
             return None
         beside.usd = total(known)
@@ -242,7 +257,10 @@ class PriceBook:
         return answer
 
     def _look_up(self, lookup: Lookup) -> _Answer:
-        for name in (lookup.model, lookup.response_model):
+        asked = lookup.model, lookup.response_model
+        model, response_model = (self._deployments.get(name, name) if name is not None else None for name in asked)
+        lookup = lookup._replace(model=model, response_model=response_model)
+        for name in (*asked, model, response_model):  # a price of the deployment itself comes first
             if name != _DEFAULT and (own := self._table.rates(name)) is not None:
                 return _Answer(own, "user", _FOREVER)
         rates, until = published_rates(lookup, self._now())
@@ -254,14 +272,28 @@ class PriceBook:
         return _Answer(default, _DEFAULT, until)
 
     def _warn(self, model: str) -> None:
+        if self._is_news(model):
+            _log.warning(
+                "taskpilot_instrument: no price is known for model %.100r; its calls count without a cost. "
+                'Set MODEL_PRICING[model] = {"input": …, "output": …} in USD per 1M tokens.',
+                model,
+            )
+
+    def _warn_of_usage(self, key: _Key) -> None:
+        """Say that the model has a price, and that it does not say what all of a usage costs."""
+        model = key[1] or key[0] or ""
+        if self._is_news(model):
+            _log.warning(
+                "taskpilot_instrument: the price of model %.100r does not cover all that a call used, such as audio, "
+                "seconds or a hosted tool; such calls count without a cost, or with a part of it.",
+                model,
+            )
+
+    def _is_news(self, model: str) -> bool:
         if model in self._warned or len(self._warned) >= _MAX_WARNINGS:
-            return
+            return False
         self._warned.add(model)
-        _log.warning(
-            "taskpilot_instrument: no price is known for model %.100r; its calls count without a cost. "
-            'Set MODEL_PRICING[model] = {"input": …, "output": …} in USD per 1M tokens.',
-            model,
-        )
+        return True
 
 
 #: The book that everything shares unless it is given a table of its own, so that a model is warned of once.

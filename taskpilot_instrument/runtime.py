@@ -20,6 +20,7 @@ from taskpilot_instrument._operation import Recorder, activate, active, finish_o
 from taskpilot_instrument._records import Event
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
+from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.comparison import ModelComparison
 from taskpilot_instrument.errors import ConfigurationError, NotInstrumentedError
 from taskpilot_instrument.golden import GoldenSignals
@@ -313,6 +314,17 @@ class Instrumentation:
         finish_orphans()
         return tuple(self.metrics.trials.trials)
 
+    def waste(self, *, window: str | None = None) -> dict[str, Waste]:
+        """Return what each agent's LLM calls wasted, the most expensive first; see :class:`Waste` for what counts.
+
+        Agents that wasted nothing are left out; ``none`` stands for calls without an agent around them.
+
+        :param window: how far back, such as ``15m``, ``1h`` or ``24h``; None means since the start.
+        :raises ConfigurationError: for a window that cannot be read or is not kept.
+        """
+        finish_orphans()
+        return self.metrics.waste(None if window is None else golden.parse_window(window) * 1_000_000_000)
+
     def record_feedback(
         self,
         correct: bool,  # noqa: FBT001 - a verdict is a yes or no
@@ -484,7 +496,10 @@ def _label_overflow(metrics: MetricsBackend) -> dict[str, int]:
 
 
 def _price_book(settings: Settings) -> PriceBook:
-    return BOOK if settings.pricing is None else PriceBook({**MODEL_PRICING, **settings.pricing})
+    if settings.pricing is None and not settings.deployments:
+        return BOOK
+    prices = None if settings.pricing is None else {**MODEL_PRICING, **settings.pricing}
+    return PriceBook(prices, deployments=settings.deployments)
 
 
 def _capture(settings: Settings) -> Capture | None:

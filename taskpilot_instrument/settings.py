@@ -269,6 +269,14 @@ class Settings:
         "Prices of your own, USD for a million tokens, asked before the built-in ones.",
         default=None,
     )
+    deployments: Mapping[str, str] = _setting(
+        _forms.aliases(
+            'deployments with the models that they run, such as {"my-gpt4o": "gpt-4o"} (in text: my-gpt4o=gpt-4o)'
+        ),
+        "Which model a deployment runs, where the response does not say so: its price is taken.",
+        "TASKPILOT_DEPLOYMENTS",
+        default=MappingProxyType({}),
+    )
     tracer_provider: "TracerProvider | None" = _setting(
         _forms.optional(_forms.thing("TracerProvider", "an OpenTelemetry TracerProvider", "get_tracer")),
         "Provider of the tracer; None takes the application's global one, or builds one.",

@@ -48,6 +48,7 @@ LEVELS: Final = {
     "_records": 2,
     "_totals": 2,
     "_unit_prices": 2,
+    "_waste": 2,
     "_pricebook": 2,
     "pricing": 2,
     "usage": 2,

@@ -152,6 +152,8 @@ def _expected(provider: Provider, name: str, usage: TokenUsage) -> Decimal | Non
         return None
     if not all(key.endswith(SEEN_IN_USAGE) for key in listed - {"requests_kcount"}):
         return None
+    if usage.cached_tokens and model.id.startswith("ft:") and "cache_read_mtok" not in listed:
+        return None  # it takes the full rate, which is not what OpenAI takes
     given_ = Usage(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,

@@ -5,7 +5,7 @@ Only lists are looked into, never iterators: those belong to the client.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -93,7 +93,7 @@ def _cut(value: str) -> str:
 
 
 def _word_in(holder: Any, key: str) -> str | None:
-    value = holder.get(key) if isinstance(holder, Mapping) else None
+    value = holder.get(key) if isinstance(holder, dict) else None
     return _cut(value) if isinstance(value, str) and value else None
 
 
@@ -146,7 +146,7 @@ def _read_tools(found: Found, value: Any) -> None:
 def _tool(tool: Any) -> tuple[str, str]:
     """Return type and name, which the conventions require; a hosted tool goes by its type."""
     kind = _word_in(tool, "type") or "function"
-    inner = tool.get(kind) if isinstance(tool, Mapping) else None
+    inner = tool.get(kind) if isinstance(tool, dict) else None
     return kind, _word_in(tool, "name") or _word_in(inner, "name") or _word_in(tool, "server_label") or kind
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument._waste import NO_WASTE, Waste
 from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._calls import Calls
 from taskpilot_instrument.sinks._names import DIMENSIONS, Node
@@ -138,10 +139,7 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         ),
         checked=runs.checked,
         check_failed=runs.check_failed,
-        wasted_usd=spend.wasted_cost,
-        wasted_tokens=spend.wasted_tokens,
-        wasted_calls=spend.wasted_calls,
-        retries=spend.retries,
+        wasted=spend.wasted,
     )
 
 
@@ -171,6 +169,16 @@ def model_samples(buckets: Iterable[Bucket], agent: str | None) -> dict[str, Mod
                 if cell.calls is not None and key.agent == (agent or NONE):
                     found[key.model].runs.merge(cell.calls)
     return found
+
+
+def waste_by_agent(buckets: Iterable[Bucket]) -> dict[str, Waste]:
+    """Return what each agent's LLM calls wasted, the most expensive first; those that wasted nothing are left out."""
+    found: dict[str, Waste] = {}
+    for bucket in buckets:
+        for key, cell in bucket.cells.items():
+            if cell.wasted is not NO_WASTE:
+                found[key.agent] = found.get(key.agent, NO_WASTE).plus(cell.wasted)
+    return dict(sorted(found.items(), key=lambda each: (-each[1].usd, -each[1].attempts, each[0])))
 
 
 def _verdicts(recorded: int, model: str | None, direct: float) -> float | None:

@@ -11,6 +11,7 @@ from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
+from taskpilot_instrument._waste import waste_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._calls import Calls
@@ -142,6 +143,7 @@ class Recording:
         unpriced = (llm.billable or usage is not None) if cost is None else record.cost_source == COST_PARTIAL
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
+        lost = None if outcome is Outcome.SUCCESS and not llm.retries else waste_of(record)
         with self._lock:
             cell = self.windows.cell(cell_key)
             calls = cell.calls or cell.of_calls()
@@ -150,9 +152,8 @@ class Recording:
                 cell.successes += 1
             else:
                 calls.fail(problem)
-                if llm.billable or usage is not None:
-                    cell.waste(given + made, cost)
-            cell.retries += llm.retries
+            if lost is not None:
+                cell.wasted = cell.wasted.plus(lost)
             cell.unpriced += unpriced
             if cost is not None:
                 cell.priced += not unpriced

@@ -7,6 +7,7 @@ object) use them, and imports point only downward.
 from decimal import Decimal
 from typing import NamedTuple
 
+from taskpilot_instrument._waste import NO_WASTE, Waste
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
     G_P95_LATENCY_MS,
@@ -42,12 +43,8 @@ class Sample(NamedTuple):
     #: Of the runs: how many policies or guardrails were asked about, and of how many this failed.
     checked: int = 0
     check_failed: int = 0
-    #: Spend on LLM calls that did not succeed: failed, cancelled, abandoned; known USD, tokens, calls.
-    wasted_usd: Decimal = Decimal(0)
-    wasted_tokens: int = 0
-    wasted_calls: int = 0
-    #: Attempts that the client made again, beyond the first of each call.
-    retries: int = 0
+    #: What LLM calls that did not succeed came to, and attempts that were made again.
+    wasted: Waste = NO_WASTE
 
 
 def percent(part: float | None, whole: float | None) -> float | None:
@@ -74,7 +71,7 @@ def violation_rate_of_checked(sample: Sample) -> float | None:
 
 def waste(sample: Sample) -> float | None:
     """Return what calls that did not succeed cost, in percent of all known spend; None where nothing was spent."""
-    return percent(float(sample.wasted_usd), float(sample.spent_usd))
+    return percent(float(sample.wasted.usd), float(sample.spent_usd))
 
 
 def correctness(sample: Sample) -> float | None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument._waste import NO_WASTE
 from taskpilot_instrument.semconv import OTHER, Kind
 from taskpilot_instrument.sinks._calls import BIN_BYTES, Calls
 from taskpilot_instrument.sinks._names import Node
@@ -23,6 +24,7 @@ _SECOND: Final = 1_000_000_000
 #: Bytes of a cell without its sketch, as measured; a budget is counted in these.
 _CELL_BYTES: Final = 900
 _SAID_BYTES: Final = 300
+_WASTE_BYTES: Final = 300
 
 
 class CellKey(NamedTuple):
@@ -42,8 +44,7 @@ class Cell:
 
     __slots__ = (
         "blocked_input", "blocked_output", "calls", "check_failed", "checked", "correct", "cost", "incorrect",
-        "input_tokens", "latency", "output_tokens", "priced", "retries", "runs", "successes", "unpriced", "violations",
-        "wasted_calls", "wasted_cost", "wasted_tokens",
+        "input_tokens", "latency", "output_tokens", "priced", "runs", "successes", "unpriced", "violations", "wasted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -61,11 +62,7 @@ class Cell:
         #: Runs that policies or guardrails were asked about, and those where this failed.
         self.checked = 0
         self.check_failed = 0
-        #: LLM calls that did not succeed and may have cost something, what they came to, and attempts before the last.
-        self.wasted_calls = 0
-        self.wasted_tokens = 0
-        self.wasted_cost = ZERO
-        self.retries = 0
+        self.wasted = NO_WASTE
         self.cost = ZERO
         self.latency = Sketch()
         self.calls: Calls | None = None
@@ -75,13 +72,6 @@ class Cell:
         if self.calls is None:
             self.calls = Calls()
         return self.calls
-
-    def waste(self, tokens: int, cost: Decimal | None) -> None:
-        """Count a call that did not succeed and may have cost something."""
-        self.wasted_calls += 1
-        self.wasted_tokens += tokens
-        if cost is not None:
-            self.wasted_cost = add(self.wasted_cost, cost)
 
     def merge(self, other: "Cell") -> None:
         """Add everything that ``other`` holds."""
@@ -105,11 +95,8 @@ class Cell:
         self.incorrect += other.incorrect
         self.checked += other.checked
         self.check_failed += other.check_failed
-        if other.wasted_calls or other.retries:
-            self.wasted_calls += other.wasted_calls
-            self.wasted_tokens += other.wasted_tokens
-            self.wasted_cost = add(self.wasted_cost, other.wasted_cost)
-            self.retries += other.retries
+        if other.wasted is not NO_WASTE:
+            self.wasted = self.wasted.plus(other.wasted)
         self.cost = add(self.cost, other.cost)
 
 
@@ -156,6 +143,8 @@ class Bucket:
             size += _CELL_BYTES + BIN_BYTES * len(cell.latency)
             if cell.calls is not None:
                 size += cell.calls.pack()
+            if cell.wasted is not NO_WASTE:
+                size += _WASTE_BYTES
         return size
 
 

@@ -12,11 +12,12 @@ from time import monotonic_ns, time_ns
 from prometheus_client import CollectorRegistry
 
 from taskpilot_instrument import _guard, semconv
+from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind
 from taskpilot_instrument.sinks._aliases import Aliases, Figure, distribution
 from taskpilot_instrument.sinks._custom import CustomCounter, CustomHistogram, Customs
-from taskpilot_instrument.sinks._figures import Figures, figures, golden_sample, latency
+from taskpilot_instrument.sinks._figures import Figures, figures, golden_sample, latency, waste_by_agent
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, STATIC, Node, names_with, parse
 from taskpilot_instrument.sinks._recording import Recording
 from taskpilot_instrument.sinks._signals import Sample, dictionary
@@ -195,6 +196,13 @@ class MetricsBackend(Recording):
         :param window_ns: how far to look back; None for all time.
         """
         return golden_sample(self.windows.select(window_ns), workflow, agent, model)
+
+    def waste(self, window_ns: int | None = None) -> dict[str, Waste]:
+        """Return what each agent's LLM calls wasted, the most expensive first; ``none`` is calls without an agent.
+
+        :param window_ns: how far to look back; None for all time.
+        """
+        return waste_by_agent(self.windows.select(window_ns))
 
     # --- inside ---------------------------------------------------------------------------------
 

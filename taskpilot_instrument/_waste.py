@@ -1,0 +1,60 @@
+"""What was spent for nothing: the one definition, for metrics, golden signals and the ledger alike."""
+
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument._records import Finished
+from taskpilot_instrument.semconv import COST_PARTIAL, Outcome
+
+
+class Waste(NamedTuple):
+    """What LLM calls that did not succeed (failed, cancelled, abandoned, blocked) came to, and attempts made again.
+
+    Calls that succeeded are no waste, also where the run around them failed in the end: its cost is in the cost per
+    successful task.
+
+    :param attempts: requests that brought no answer to build on: those of calls that did not succeed, and each one
+        that the client made again, also where the call succeeded at last.
+    :param retries: of these, the ones that the client made again.
+    :param calls: calls that did not succeed and may have cost something; a call that was refused has cost nothing.
+    :param tokens: of these calls, input and output.
+    :param usd: exact; what is known of their cost.
+    :param unpriced: of these calls, those whose cost is not known, or not wholly: then ``usd`` is a lower bound.
+    """
+
+    attempts: int = 0
+    retries: int = 0
+    calls: int = 0
+    tokens: int = 0
+    usd: Decimal = ZERO
+    unpriced: int = 0
+
+    def plus(self, other: "Waste") -> "Waste":
+        """Return the exact sum of both."""
+        return Waste(
+            self.attempts + other.attempts,
+            self.retries + other.retries,
+            self.calls + other.calls,
+            self.tokens + other.tokens,
+            add(self.usd, other.usd),
+            self.unpriced + other.unpriced,
+        )
+
+
+NO_WASTE: Final = Waste()
+
+
+def waste_of(record: Finished) -> Waste | None:
+    """Return what a finished LLM call wasted; None where nothing was, and for everything that is no LLM call."""
+    call, outcome, usage, cost = record.llm, record.outcome, record.usage, record.cost
+    if call is None:
+        return None
+    if outcome is Outcome.SUCCESS:
+        return Waste(attempts=call.retries, retries=call.retries) if call.retries else None
+    attempts = call.retries + (outcome is not Outcome.BLOCKED)  # what we blocked was not sent
+    if not call.billable and usage is None:
+        return Waste(attempts, call.retries) if attempts else None
+    tokens = 0 if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)
+    unpriced = cost is None or record.cost_source == COST_PARTIAL
+    return Waste(attempts, call.retries, 1, tokens, ZERO if cost is None else cost, int(unpriced))

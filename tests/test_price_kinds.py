@@ -1,0 +1,193 @@
+"""What a price has to know beyond the model's name: the deployment behind it, the tier, and each kind of usage."""
+
+import logging
+from decimal import Decimal
+from typing import Any
+
+import openai
+import pytest
+from mock_openai import completion, httpx, json_response, sync_client
+
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.pricing import PriceBook
+from taskpilot_instrument.settings import Settings
+from taskpilot_instrument.testing import capture
+from taskpilot_instrument.usage import TokenUsage
+
+MESSAGES: Any = [{"role": "user", "content": "hello"}]
+#: 2026-11-25, so that no price changes under the tests.
+NOW = 1_795_600_000.0
+COST = Decimal("0.0000525")
+
+
+def book(**more: Any) -> PriceBook:
+    """Return a book without prices of the user's."""
+    return PriceBook({}, now=lambda: NOW, **more)
+
+
+def usd(usage: TokenUsage, model: str, tier: str | None = None) -> Decimal | None:
+    """Return what the published price makes of a usage of OpenAI's."""
+    price = book().price(usage, model, provider="openai", service_tier=tier)
+    return None if price is None else price.usd
+
+
+# --- tiers and names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tier", "expected"),
+    [
+        (None, "1.125 0.1125 3.75"),
+        ("default", "1.125 0.1125 3.75"),
+        ("flex", "0.5625 0.05625 1.875"),
+        ("batch", "0.5625 0.05625 1.875"),
+        ("priority", "2.25 0.225 7.5"),
+        ("fast", "2.25 0.225 7.5"),
+    ],
+)
+def test_each_tier_at_its_rate(tier: str | None, expected: str) -> None:
+    """Ordinary and cached input and output cost what the tier that served the call takes."""
+    usages = TokenUsage(900_000, 0), TokenUsage(900_000, 0, cached_tokens=900_000), TokenUsage(0, 375_000)
+    assert [Decimal(each) for each in expected.split()] == [usd(usage, "gpt-5", tier) for usage in usages]
+
+
+def test_a_tier_that_nobody_lists_is_unknown() -> None:
+    """The standard price would be wrong."""
+    assert usd(TokenUsage(1, 1), "gpt-5", "ultrafast") is None
+
+
+@pytest.mark.parametrize("tier", [None, "flex", "batch"])
+def test_a_long_context_costs_more_from_its_first_token(tier: str | None) -> None:
+    """Beyond the bound all tokens of the call are at the higher rate, the output's included, in each tier."""
+    share = Decimal(1) if tier is None else Decimal("0.5")
+    assert Decimal("0.68") * share == usd(TokenUsage(272_000, 0), "gpt-5.4", tier)
+    assert Decimal("1.5") * share == usd(TokenUsage(300_000, 0), "gpt-5.4", tier)
+    assert Decimal("3.75") * share == usd(TokenUsage(300_000, 100_000), "gpt-5.4", tier)
+
+
+@pytest.mark.parametrize(
+    ("name", "dated"),
+    [("gpt-4o", "gpt-4o-2024-08-06"), ("gpt-4.1-mini", "gpt-4.1-mini-2025-04-14"), ("gpt-5", "gpt-5-2025-08-07")],
+)
+def test_a_dated_name_has_the_price_of_the_model(name: str, dated: str) -> None:
+    """The response names a version; its price is the model's."""
+    usage = TokenUsage(1000, 1000, cached_tokens=500)
+    assert usd(usage, name) == usd(usage, dated) is not None
+
+
+def test_what_the_table_does_not_say_of_fine_tuned_models_is_unknown() -> None:
+    """Cached tokens and batches have rates of their own there, that are neither the full nor half the others."""
+    tuned = "ft:gpt-4o-2024-08-06:org::id"
+    assert Decimal("3.75") == usd(TokenUsage(1_000_000, 0), tuned)
+    assert usd(TokenUsage(1_000_000, 0, cached_tokens=1), tuned) is None
+    assert usd(TokenUsage(1_000_000, 0), tuned, "batch") is None
+
+
+def test_reasoning_costs_what_output_costs() -> None:
+    """It is part of the output, and not billed beside it."""
+    assert usd(TokenUsage(10, 500), "gpt-5") == usd(TokenUsage(10, 500, reasoning_tokens=400), "gpt-5") is not None
+
+
+# --- usage that a price does not cover ----------------------------------------------------------
+
+AUDIO: dict[str, Any] = {
+    "prompt_tokens": 150, "completion_tokens": 50, "total_tokens": 200,
+    "prompt_tokens_details": {"audio_tokens": 100, "cached_tokens": 0},
+}  # fmt: skip
+
+
+@pytest.mark.openai
+def test_what_has_no_rate_is_unknown_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Audio tokens of a model whose price lists none: no cost, the tag that says so, a counter, and one warning."""
+    with capture() as captured, caplog.at_level(logging.WARNING, "taskpilot_instrument"):
+        client = sync_client(lambda _: json_response(completion(model="gpt-4o-2024-08-06", usage=AUDIO)))
+        for _ in range(3):
+            client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
+        tags = [dict(span.attributes or {}) for span in captured.spans]
+        text = captured.prometheus_text
+        assert 0.0 == captured.golden_signals().cost_coverage
+    assert [("unknown", None)] * 3 == [(each["cost_source"], each.get("cost_usd")) for each in tags]
+    assert 'taskpilot_llm_unpriced_calls_total{model="gpt-4o"} 3.0' in text
+    said = [record.getMessage() for record in caplog.records if "does not cover" in record.getMessage()]
+    assert 1 == len(said)
+    assert "gpt-4o-2024-08-06" in said[0]
+
+
+def test_a_model_is_warned_of_once_whatever_it_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    """Each model has one warning for what its price does not cover, and one for having none; never both."""
+    prices = book()
+    with caplog.at_level(logging.WARNING, "taskpilot_instrument"):
+        for _ in range(2):
+            prices.price(TokenUsage(10, 10, input_audio_tokens=5), "gpt-4o", provider="openai")
+            prices.price(TokenUsage(10, 10, output_audio_tokens=5), "gpt-4o", provider="openai")
+            prices.price(TokenUsage(10, 10), "made-up", provider="openai")
+            prices.price(TokenUsage(10, 10), "gpt-4o", provider="openai")
+    assert [True, False] == ["does not cover" in record.getMessage() for record in caplog.records]
+
+
+# --- deployments --------------------------------------------------------------------------------
+
+
+def azure(body: bytes) -> openai.AzureOpenAI:
+    """Return Azure's client, which is always answered the same."""
+    http_client = httpx.Client(transport=httpx.MockTransport(lambda _: json_response(body)))
+    return openai.AzureOpenAI(
+        api_key="k", azure_endpoint="https://r.openai.azure.com", api_version="2024-10-21", http_client=http_client
+    )
+
+
+@pytest.mark.openai
+@pytest.mark.parametrize(
+    ("answers", "cost"),
+    [
+        ("", COST),  # an older API that does not name the model
+        ("house-model", COST),  # a gateway that repeats what it was asked for
+        ("gpt-4o-mini-2024-07-18", COST),
+        ("gpt-4o-2024-08-06", Decimal("0.000875")),  # the response knows best
+    ],
+)
+def test_a_deployment_has_the_price_of_its_model(answers: str, cost: Decimal) -> None:
+    """Where the response does not name a model of the price list, the map does; the tags keep the names as sent."""
+    with capture(deployments={"house-model": "gpt-4o-mini"}) as captured:
+        azure(completion(model=answers)).chat.completions.create(model="house-model", messages=MESSAGES)
+        tags = captured.tags("chat house-model")
+        assert cost == captured.golden_signals().sample.spent_usd
+    assert ("house-model", "genai-prices") == (tags["model"], tags["cost_source"])
+
+
+@pytest.mark.openai
+def test_without_the_map_a_deployment_is_unknown() -> None:
+    """A name of the user's own has no price."""
+    with capture() as captured:
+        azure(completion(model="house-model")).chat.completions.create(model="house-model", messages=MESSAGES)
+        assert "unknown" == captured.tags("chat house-model")["cost_source"]
+
+
+def test_a_price_of_the_deployment_itself_comes_first() -> None:
+    """Then the user's price of the model behind it, then the published one."""
+    table: Any = {"mine": {"input": 1, "output": 1}, "gpt-4o-mini": {"input": 2, "output": 2}}
+    deployments = {"mine": "gpt-4o-mini", "other": "gpt-4o-mini", "third": "gpt-4o"}
+    prices = PriceBook(table, deployments=deployments, now=lambda: NOW)
+    usage = TokenUsage(1_000_000, 0)
+    found = [prices.price(usage, name, provider="azure.ai.openai") for name in ("mine", "other", "third")]
+    assert [(Decimal(1), "user"), (Decimal(2), "user"), (Decimal("2.5"), "genai-prices")] == found
+
+
+def test_a_deployment_may_be_called_like_another_model() -> None:
+    """The map says what it runs, whatever its name says."""
+    prices = book(deployments={"gpt-4o": "gpt-4o-mini"})
+    assert Decimal("0.15") == getattr(prices.price(TokenUsage(1_000_000, 0), "gpt-4o"), "usd", None)
+
+
+def test_deployments_come_from_the_environment_too() -> None:
+    """Pairs with commas between them."""
+    settings = Settings.resolve({}, {"TASKPILOT_DEPLOYMENTS": "my-gpt4o=gpt-4o, eu/small = gpt-4o-mini"})
+    assert {"my-gpt4o": "gpt-4o", "eu/small": "gpt-4o-mini"} == settings.deployments
+    assert {} == Settings.resolve({}, {}).deployments
+
+
+@pytest.mark.parametrize("wrong", [{"a": ""}, {"": "gpt-4o"}, {"a": 1}, ["gpt-4o"], "gpt-4o", {1: "gpt-4o"}])
+def test_wrong_deployments_are_refused(wrong: Any) -> None:
+    """The message names the setting and shows what would be right."""
+    with pytest.raises(ConfigurationError, match=r"deployments=.*my-gpt4o"):
+        Settings(deployments=wrong)
