@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
+from math import isfinite
 from typing import Final, NamedTuple
 
 from taskpilot_instrument._display import milliseconds, number, of, percent, span, usd
@@ -239,8 +240,11 @@ class GoldenSignals:
     def _timed(self) -> str:
         if self.sample.p95_bounds_ms is None:
             return f"{self.sample.timed:,} timed"
-        low, high = map(milliseconds, self.sample.p95_bounds_ms)
-        return f"{self.sample.timed:,} timed, between {low} and {high}"
+        low, high = self.sample.p95_bounds_ms
+        where = (
+            f"between {milliseconds(low)} and {milliseconds(high)}" if isfinite(high) else f"beyond {milliseconds(low)}"
+        )
+        return f"{self.sample.timed:,} timed, {where}"
 
     def _checks(self) -> str:
         sample = self.sample
