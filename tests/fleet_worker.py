@@ -61,7 +61,8 @@ def main(port: int, url: str) -> None:
             for _ in range(int(line)):
                 work(client, handle, done)
                 done += 1
-            print(json.dumps(told(handle), default=str), flush=True)
+            sys.stdout.write(f"{json.dumps(told(handle), default=str)}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

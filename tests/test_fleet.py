@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
-from taskpilot_instrument._fleet import grown, quantile
+from taskpilot_instrument._fleet import grown
 from taskpilot_instrument.embedded import EmbeddedServer
-from taskpilot_instrument.semconv import DURATION_BUCKETS
 
 WORKER: Final = Path(__file__).with_name("fleet_worker.py")
 #: What can be added up over lives, by the filter that it was asked with.
@@ -177,7 +176,7 @@ def test_latency_is_of_the_bucket_that_it_says(fleet: Fleet) -> None:
 
 
 def test_signals_are_those_of_the_definitions(fleet: Fleet) -> None:
-    """From the counts each signal is computed as everywhere else; where one call has no price, cost is a lower bound."""
+    """From the counts each signal is computed as everywhere; where a call has no price, the cost is a lower bound."""
     found = tp.golden_signals(source=fleet.running.url)
     told = fleet.told("all")
     assert 100 * told["successes"] / told["runs"] == found.success_rate
