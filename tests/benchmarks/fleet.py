@@ -112,9 +112,13 @@ class Worker:
         finally:
             self._process.kill()
 
-    def growth_kib_a_minute(self) -> float:
-        """Return the slope of its memory over the second half, by least squares."""
-        points = self.memory[len(self.memory) // 2 :]
+    def growth_kib_a_minute(self, half: int) -> float:
+        """Return the slope of its memory by least squares.
+
+        :param half: 0 or 1, of the time that it was observed.
+        """
+        middle = len(self.memory) // 2
+        points = self.memory[middle:] if half else self.memory[:middle]
         if len(points) < 3:
             return 0.0
         middle_x = sum(x for x, _ in points) / len(points)
@@ -251,7 +255,8 @@ def figures(
         "scrape bytes, gzipped": len(gzip.compress(body)),
         "scrape ms": 1000 * average("scrape_duration_seconds"),
         "worker MiB": sum(worker.memory[-1][1] for worker in workers) / len(workers) / 1024,
-        "growth of a worker, KiB a minute": sum(worker.growth_kib_a_minute() for worker in workers) / len(workers),
+        "its growth, KiB a minute, first half": sum(each.growth_kib_a_minute(0) for each in workers) / len(workers),
+        "its growth, KiB a minute, second half": sum(each.growth_kib_a_minute(1) for each in workers) / len(workers),
     }
 
 
@@ -290,7 +295,7 @@ def show(found: Outcome) -> None:
         print(text)
     print()
     for name, figure in found.figures.items():
-        print(f"  {name:<34} {figure:>12,.2f}")
+        print(f"  {name:<38} {figure:>12,.2f}")
 
 
 if __name__ == "__main__":
