@@ -35,7 +35,7 @@ import taskpilot_instrument as tp
 from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
 from taskpilot_instrument.usage import TokenUsage
 
-WORKER: Final = Path(__file__).with_name("fleet_worker.py")
+WORKER: Final = Path(__file__).with_name("fleet_bed_worker.py")
 SPANS_A_RUN: Final = 4
 #: One call in so many is refused; its run then calls no tool.
 REFUSED: Final = 50

@@ -154,6 +154,7 @@ async def setup_and_answers() -> None:
         instrumentation.metrics.increment_counter("workflow.runs")
         instrumentation.metrics.record_histogram("workflow.latency_ms", 12.5)
     assert_type(tp.golden_signals(workflow="triage"), tp.GoldenSignals)
+    assert_type(tp.golden_signals(source="http://prometheus:9090", window="1h"), tp.GoldenSignals)
     assert_type(tp.health(), tp.Health)
     assert_type(tp.calculate_cost(150, 50, "gpt-4o-mini", cached_tokens=10), float | None)
     tp.MODEL_PRICING["my-model"] = {"input": 2.50, "output": 10.00}
