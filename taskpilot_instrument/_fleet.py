@@ -45,9 +45,11 @@ _AT_ONCE: Final = 50
 _STARTED: Final = "process_start_time_seconds"
 _CREATED: Final = tuple(f"{name.removesuffix('_total')}_created" for name in RUNS.values())
 #: Counters that fall with a restart only.
-_FALLING: Final = (*LATENCY.values(), semconv.M_LLM_COST, semconv.M_LLM_UNPRICED, semconv.M_POLICY_VIOLATIONS)
+_FALLING: Final = (
+    *RUNS.values(), *LATENCY.values(), semconv.M_LLM_COST, semconv.M_LLM_UNPRICED, semconv.M_POLICY_VIOLATIONS,
+)  # fmt: skip
 #: What tells of restarts, the surest first; where one has told of a target, the next are not asked.
-_WITNESSES: Final = ((_STARTED,), (*_CREATED, *RUNS.values()), _FALLING)
+_WITNESSES: Final = ((_STARTED,), _CREATED, _FALLING)
 #: Money is counted in whole pico-dollars; what floats add below that is noise.
 _PICO: Final = Decimal("1e-12")
 
@@ -163,7 +165,7 @@ class _Growth:
             terms = []
             for target, moment in together:
                 series = self._selector(family, target)
-                later = min(self._at - moment - 1, self._window)
+                later = max(1, min(self._at - moment - 1, self._window))
                 term = f"last_over_time({series}[1ms] @ {_seconds(moment)}) and last_over_time({series}[{later}ms])"
                 if self._before and moment < since - 1:  # it may have been seen again before the window already
                     term += f" unless last_over_time({series}[{since - moment - 1}ms] @ {_seconds(since)})"
@@ -174,7 +176,7 @@ class _Growth:
         """Return the targets of which anything says that they restarted."""
         reach = f"[{self._window + self._before}ms]"
         changed = [f"changes({self._selector(family)}{reach}) > 0" for family in (_STARTED, *_CREATED)]
-        fell = [f"resets({self._selector(family)}{reach}) > 0" for family in (*RUNS.values(), *_FALLING)]
+        fell = [f"resets({self._selector(family)}{reach}) > 0" for family in _FALLING]
         anything = " or ".join(f"count by (job, instance) ({each})" for each in (*changed, *fell))
         names = _quoted("|".join(RUNS.values()))
         ours = f"count by (job, instance) (last_over_time({{__name__=~{names}}}{reach}))"
@@ -195,10 +197,10 @@ class _Growth:
         for family in witnesses:
             series = self._selector(family, further=f"instance=~{instances}")
             for each in self._ask(f"{series}[{self._window + self._before}ms]"):
-                target, is_counter = _target(each), family not in {_STARTED, *_CREATED}
+                target, falls = _target(each), family in _FALLING
                 if target in targets:
                     for (moment, value), (_, after) in pairwise(each.points):
-                        if after < value if is_counter else after != value:
+                        if after < value if falls else after != value:
                             yield target, round(moment * 1000)
 
     def _ask(self, expr: str) -> list[Series]:

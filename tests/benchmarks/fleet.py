@@ -112,13 +112,13 @@ class Worker:
         finally:
             self._process.kill()
 
-    def growth_kib_a_minute(self, half: int) -> float:
+    def growth_kib_a_minute(self, quarter: int) -> float:
         """Return the slope of its memory by least squares.
 
-        :param half: 0 or 1, of the time that it was observed.
+        :param quarter: 0 to 3, of the time that it was observed.
         """
-        middle = len(self.memory) // 2
-        points = self.memory[middle:] if half else self.memory[:middle]
+        size = len(self.memory) // 4
+        points = self.memory[quarter * size : (quarter + 1) * size]
         if len(points) < 3:
             return 0.0
         middle_x = sum(x for x, _ in points) / len(points)
@@ -255,8 +255,13 @@ def figures(
         "scrape bytes, gzipped": len(gzip.compress(body)),
         "scrape ms": 1000 * average("scrape_duration_seconds"),
         "worker MiB": sum(worker.memory[-1][1] for worker in workers) / len(workers) / 1024,
-        "its growth, KiB a minute, first half": sum(each.growth_kib_a_minute(0) for each in workers) / len(workers),
-        "its growth, KiB a minute, second half": sum(each.growth_kib_a_minute(1) for each in workers) / len(workers),
+        **{
+            f"its growth, KiB a minute, quarter {quarter + 1}": sum(
+                each.growth_kib_a_minute(quarter) for each in workers
+            )
+            / len(workers)
+            for quarter in range(4)
+        },
     }
 
 
