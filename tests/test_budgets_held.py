@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_budgets import COST, MESSAGES, ask, held, script, spend
 
 import taskpilot_instrument as tp
-from taskpilot_instrument import _backlog, _guard, _spending, semconv
+from taskpilot_instrument import _backlog, _budget_accounts, _guard, semconv
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
 from taskpilot_instrument.sinks.ledger import open_ledger, to_pico
 from taskpilot_instrument.testing import Captured, capture
@@ -298,7 +298,7 @@ def test_accounts_are_bounded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Values beyond the bound share one account, which is said once; those before it keep theirs."""
-    monkeypatch.setattr(_spending, "_MOST_ACCOUNTS", 2)
+    monkeypatch.setattr(_budget_accounts, "_MOST_ACCOUNTS", 2)
     with capture(budgets=[tp.Budget("b", 1, scope={"user": "*"})], ledger="memory") as captured:
         script(server, 6)
         for user in ("a", "b", "c", "d", "a", "e"):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Context, Decimal
 from typing import Final, NamedTuple, Protocol
 
 PICO_PER_USD: Final = 10**12
@@ -146,7 +146,9 @@ class Ledger(Protocol):
 
 def to_pico(usd: Decimal) -> int:
     """Return USD in pico-dollars, rounded up: nothing spent is lost."""
-    return int(usd.scaleb(12, _EXACT).to_integral_value(ROUND_CEILING, _EXACT))
+    exact = usd.scaleb(12, _EXACT)
+    whole = int(exact)  # toward zero
+    return whole + 1 if whole < exact else whole
 
 
 def to_usd(pico: int) -> Decimal:
