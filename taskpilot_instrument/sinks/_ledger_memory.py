@@ -10,6 +10,8 @@ from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, S
 
 _MOST: Final = 100_000
 _NEVER_S: Final = float("inf")
+#: A named tuple by its name takes twice as long to make.
+_new: Final = tuple.__new__
 K = TypeVar("K")
 V = TypeVar("V")
 _Key = tuple[str, str]
@@ -83,7 +85,7 @@ class MemoryLedger:
                 key = (account, period)
                 if is_new:
                     _keep(spent, key, spent.get(key, 0) + amount)
-                standings.append(Standing(account, period, spent.get(key, 0), reserved.get(key, 0)))
+                standings.append(_new(Standing, (account, period, spent.get(key, 0), reserved.get(key, 0))))
         return tuple(standings)
 
     def _is_new(self, reservation: str) -> bool:

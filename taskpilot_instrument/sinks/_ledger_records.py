@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal
+from math import ceil
 from typing import Final, NamedTuple, Protocol
 
 PICO_PER_USD: Final = 10**12
@@ -146,9 +147,7 @@ class Ledger(Protocol):
 
 def to_pico(usd: Decimal) -> int:
     """Return USD in pico-dollars, rounded up: nothing spent is lost."""
-    exact = usd.scaleb(12, _EXACT)
-    whole = int(exact)  # toward zero
-    return whole + 1 if whole < exact else whole
+    return ceil(_EXACT.scaleb(usd, 12))
 
 
 def to_usd(pico: int) -> Decimal:
