@@ -12,6 +12,8 @@ MOST_PICO: Final = 2**63 - 1
 #: The one period that never ends.
 TOTAL: Final = "total"
 
+#: What becomes of characters that UTF-8 does not have: halves of surrogate pairs, which JSON can bring.
+UNENCODABLE: Final = "backslashreplace"
 _DAY_S: Final = 86_400
 #: How long things are kept after they were written. A settlement is remembered for as long as it might be repeated.
 KEEP_SETTLED_S: Final = _DAY_S // 4
