@@ -8,18 +8,20 @@ import os
 import threading
 from bisect import bisect_left
 from collections import deque
-from typing import Final
+from decimal import Decimal
+from typing import Final, NamedTuple
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
-from taskpilot_instrument._waste import waste_of
+from taskpilot_instrument._waste import Waste, waste_of
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind
+from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind, Outcome
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
+from taskpilot_instrument.usage import TokenUsage
 
 _log = logging.getLogger("taskpilot_instrument")
 
@@ -27,6 +29,8 @@ _MOST_LINKS: Final = 1_000
 _MOST_WAITING: Final = 50_000
 _MOST_KEYS: Final = 5_000
 _BATCH: Final = 500
+#: Runs and calls that are counted at once, unless the writer comes first.
+_MOST_SEEN: Final = 200
 _PAUSE_S: Final = 1.0
 _HOUR: Final = 3600
 
@@ -50,6 +54,72 @@ OUTCOME: Final = "outcome:"
 ERROR: Final = "error:"
 
 
+class _Seen(NamedTuple):
+    """What is counted of a run or call; without the record, which would keep the application's objects alive."""
+
+    hour: int
+    is_run: bool
+    name: str | None
+    model: str | None
+    outcome: Outcome
+    duration_ns: int
+    usage: TokenUsage | None
+    cost: Decimal | None
+    is_billed: bool
+    lost: Waste | None
+    error_type: str | None
+
+
+_new: Final = tuple.__new__
+
+
+def _seen(record: Finished, hour: int) -> _Seen:
+    llm = record.llm
+    if llm is None:
+        return _new(
+            _Seen,
+            (hour, True, record.workflow, None, record.outcome, record.duration_ns, None, None, False, None, None),
+        )
+    is_billed = llm.billable or record.usage is not None
+    return _new(
+        _Seen,
+        (
+            hour, False, record.agent, record.model, record.outcome, record.duration_ns, record.usage, record.cost,
+            is_billed, waste_of(record), record.error_type,
+        ),
+    )  # fmt: skip
+
+
+def _run_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+    """Return under which key a run counts, and its figures."""
+    place = bisect_left(DURATION_BUCKETS, seen.duration_ns / 1e9)
+    bound = f"{DURATION_BUCKETS[place]:g}" if place < len(DURATION_BUCKETS) else "+Inf"
+    figures = {RUNS: 1, f"{OUTCOME}{seen.outcome}": 1, MICROSECONDS: seen.duration_ns // 1000, f"{BUCKET}{bound}": 1}
+    return f"workflow={seen.name or NONE}", figures
+
+
+def _call_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+    """Return under which key an LLM call counts, and its figures."""
+    figures = {CALLS: 1, f"{OUTCOME}{seen.outcome}": 1, MICROSECONDS: seen.duration_ns // 1000}
+    usage, lost = seen.usage, seen.lost
+    if usage is not None:
+        figures |= {INPUT: usage.input_tokens or 0, OUTPUT: usage.output_tokens or 0}
+    if seen.cost is not None:
+        figures[COST] = to_pico(seen.cost)
+    elif seen.is_billed:
+        figures[UNPRICED] = 1
+    if lost is not None:
+        figures |= {
+            WASTED: to_pico(lost.usd),
+            WASTED_TOKENS: lost.tokens,
+            WASTED_ATTEMPTS: lost.attempts,
+            RETRIES: lost.retries,
+        }
+    if seen.error_type is not None:
+        figures[f"{ERROR}{seen.error_type}"] = 1
+    return f"agent={seen.name or NONE}|model={seen.model or NONE}", figures
+
+
 class History:
     """A sink that keeps what feedback and reports ask for.
 
@@ -64,6 +134,7 @@ class History:
         self._lock = threading.Lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
+        self._seen: deque[_Seen] = deque()
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
         self._wake = threading.Event()
         self._closed = False
@@ -83,11 +154,16 @@ class History:
             return
         if self._ledger is None:
             return
-        with self._lock:
-            if os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            with self._lock:
                 self._begin_anew()
-            self._count(record)
-        self._start_writer()
+        # Counted later, many at once: an agent waits for no more than their being written down.
+        self._seen.append(_seen(record, self._hour()))
+        if len(self._seen) >= _MOST_SEEN:
+            with self._lock:
+                self._count()
+        if self._writer is None:
+            self._start_writer()
 
     def noted(self, event: Event, /) -> None:
         """Count a violation."""
@@ -114,34 +190,11 @@ class History:
             if self._ledger is not None:
                 self._waiting.append(link)
 
-    def _count(self, record: Finished) -> None:
-        hour, llm = self._hour(), record.llm
-        if llm is None:
-            seconds = record.duration_ns / 1e9
-            place = bisect_left(DURATION_BUCKETS, seconds)
-            bound = f"{DURATION_BUCKETS[place]:g}" if place < len(DURATION_BUCKETS) else "+Inf"
-            figures = {RUNS: 1, f"{OUTCOME}{record.outcome}": 1, MICROSECONDS: record.duration_ns // 1000}
-            self._add(hour, f"workflow={record.workflow or NONE}", {**figures, f"{BUCKET}{bound}": 1})
-            return
-        figures = {CALLS: 1, f"{OUTCOME}{record.outcome}": 1, MICROSECONDS: record.duration_ns // 1000}
-        usage = record.usage
-        if usage is not None:
-            figures |= {INPUT: usage.input_tokens or 0, OUTPUT: usage.output_tokens or 0}
-        if record.cost is not None:
-            figures[COST] = to_pico(record.cost)
-        elif llm.billable or usage is not None:
-            figures[UNPRICED] = 1
-        lost = waste_of(record)
-        if lost is not None:
-            figures |= {
-                WASTED: to_pico(lost.usd),
-                WASTED_TOKENS: lost.tokens,
-                WASTED_ATTEMPTS: lost.attempts,
-                RETRIES: lost.retries,
-            }
-        if record.error_type is not None:
-            figures[f"{ERROR}{record.error_type}"] = 1
-        self._add(hour, f"agent={record.agent or NONE}|model={record.model or NONE}", figures)
+    def _count(self) -> None:
+        """Count what was seen since; the caller holds the lock."""
+        while self._seen:
+            seen = self._seen.popleft()
+            self._add(seen.hour, *(_run_figures(seen) if seen.is_run else _call_figures(seen)))
 
     def _hour(self) -> int:
         seconds = self._clock.epoch_ns() // 1_000_000_000
@@ -177,6 +230,7 @@ class History:
         """After a fork: what the parent has not written yet is the parent's to write."""
         self._pid, self._writer, self._wake = os.getpid(), None, threading.Event()
         self._waiting.clear()
+        self._seen.clear()
         self._figures.clear()
 
     def _start_writer(self) -> None:
@@ -199,6 +253,7 @@ class History:
         if self._ledger is None:
             return True
         with self._lock:
+            self._count()
             figures, self._figures = self._figures, {}
             links = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:

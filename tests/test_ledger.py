@@ -89,6 +89,21 @@ def test_periods_are_apart(ledger: Ledger) -> None:
     assert () == ledger.accounts(account, "2026-02")
 
 
+def test_text_that_no_file_can_hold(ledger: Ledger) -> None:
+    """Half a surrogate pair, which JSON from outside can bring, costs nobody their money or their history."""
+    bad, good = Names.new("bad\ud800"), Names.new("good")
+    claims = [Claim(account, "p", 10, 15) for account in (bad, good)]
+    reservation = Names.new("r")
+    assert ledger.reserve(reservation, claims, 60.0, NOW) is None
+    assert ledger.reserve(Names.new("r"), claims, 60.0, NOW) == Standing(bad, "p", 0, 10)
+    ledger.settle(reservation, [claim._replace(amount=7) for claim in claims], NOW)
+    assert [7, 7] == [each.spent for each in ledger.standings([(bad, "p"), (good, "p")], NOW)]
+    runs = [RunLink(name, None, None, "w", "a", "m", (), NOW) for name in (bad, good)]
+    ledger.put_runs(runs)
+    ledger.put_vote(Vote(bad, bad, None, True, "u\udfff", "c\ud800", None, NOW))
+    assert [True, True] == [ledger.find_run(request_id=name) is not None for name in (bad, good)]
+
+
 def test_a_late_settlement_counts(ledger: Ledger) -> None:
     """A call that outlived its lease is charged all the same, once."""
     account, name = Names.new("a"), Names.new("r")
