@@ -29,6 +29,7 @@ from taskpilot_instrument.errors import (
     NotInstrumentedError,
     PolicyViolationError,
     RunawayError,
+    SourceError,
     TaskpilotError,
     TokenLimitError,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Runaway",
     "RunawayError",
     "Settings",
+    "SourceError",
     "Subject",
     "TaskpilotError",
     "TaskpilotFields",
