@@ -1,7 +1,8 @@
 """Two decorators and one call turn any Python agent into spans, tags, logs and metrics."""
 
 from taskpilot_instrument._experiment_report import ExperimentReport
-from taskpilot_instrument._rules import ArgumentRule, Keywords, MaxToolCalls, Patterns, ToolAllowList
+from taskpilot_instrument._text_rules import Keywords, Patterns
+from taskpilot_instrument._tool_rules import ArgumentRule, MaxToolCalls, ToolAllowList
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.alerts import Alert, AlertFired
 from taskpilot_instrument.budgets import Budget, BudgetStatus
