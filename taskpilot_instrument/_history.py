@@ -18,6 +18,7 @@ from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument._waste import Waste, waste_of
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind, Outcome
+from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
@@ -140,6 +141,20 @@ class History:
         self._closed = False
         self._writer: threading.Thread | None = None
         self._pid = os.getpid()
+        self._forking = False
+        tell_of_forks(self)
+
+    def before_fork(self) -> None:
+        """Wait until nobody is in the midst of a change, which would never end in the child."""
+        self._forking = self._lock.acquire(timeout=1)
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on; a child begins anew."""
+        if child:
+            self._lock = threading.Lock()
+            self._begin_anew()
+        elif self._forking:
+            self._lock.release()
 
     # --- as a sink --------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class Spending:
         claims = []
         for kept, _, claim, is_priced in accounts:
             if not is_priced and kept.refuses_unpriced:
-                _refuse_unpriced(operation, accounts)
+                _refuse_unpriced(operation, accounts, self.ledger, now_s)
             if kept.blocks:
                 claims.append(claim)
         reservation = str(getrandbits(128))
@@ -198,13 +198,16 @@ class Spending:
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def _refuse_unpriced(operation: Operation, accounts: tuple[Account, ...]) -> NoReturn:
+def _refuse_unpriced(operation: Operation, accounts: tuple[Account, ...], ledger: Ledger, now_s: float) -> NoReturn:
     """Refuse a call in the name of the first budget that lets no call of unknown cost go."""
-    budget, window = next(
-        (kept.budget, window) for kept, window, _, is_priced in accounts if not is_priced and kept.refuses_unpriced
-    )
+    kept, window, claim, _ = next(each for each in accounts if not each[3] and each[0].refuses_unpriced)
+    try:
+        (standing,) = ledger.standings([claim[:2]], now_s)
+    except LedgerError:
+        standing = None
     model = operation.llm.model if operation.llm is not None else None
-    refuse(operation, budget, window, f"no price is known for model {model!r}, and on_unpriced is 'block'")
+    reason = f"no price is known for model {model!r}, and on_unpriced is 'block'"
+    refuse(operation, kept.budget, window, reason, standing)
 
 
 def _refuse_unchecked(operation: Operation, accounts: tuple[Account, ...], error: LedgerError) -> NoReturn:
@@ -217,7 +220,7 @@ def _refuse_unchecked(operation: Operation, accounts: tuple[Account, ...], error
 def _refuse_beyond(operation: Operation, accounts: tuple[Account, ...], short: Standing) -> NoReturn:
     """Refuse a call that an account has not enough left for."""
     kept, window, claim, _ = next(each for each in accounts if each[2][:2] == short[:2])
-    refuse(operation, kept.budget, window, shortage(kept.budget, claim, short), standing=short)
+    refuse(operation, kept.budget, window, shortage(kept.budget, claim, short), short)
 
 
 # --- what is charged ----------------------------------------------------------------------------

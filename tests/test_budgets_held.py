@@ -328,14 +328,14 @@ def test_values_cannot_pass_for_others(client: openai.OpenAI, server: EmbeddedSe
 
 
 def test_each_budget_has_its_say_about_unknown_prices(client: openai.OpenAI, server: EmbeddedServer) -> None:
-    """A budget that refuses models without a price does so beside one that does not mind."""
+    """A budget that refuses models without a price does so beside one that does not mind, and says what was spent."""
     strict = tp.Budget("strict", 1, on_unpriced="block")
-    with (
-        capture(budgets=[tp.Budget("easy", 1), strict], ledger="memory"),
-        pytest.raises(tp.BudgetExceededError, match="'strict'"),
-    ):
-        ask(client, model="nobody-knows")
-    assert not server.requests
+    script(server, 1)
+    with capture(budgets=[tp.Budget("easy", 1), strict], ledger="memory"):
+        ask(client)
+        with pytest.raises(tp.BudgetExceededError, match="'strict'") as refused:
+            ask(client, model="nobody-knows")
+    assert (1, COST) == (len(server.requests), refused.value.spent_usd)
 
 
 def test_calls_that_are_told_are_charged() -> None:

@@ -154,7 +154,7 @@ def to_pico(usd: Decimal) -> int:
 
 def to_usd(pico: int) -> Decimal:
     """Return pico-dollars in USD, exactly."""
-    return Decimal(pico).scaleb(-12, _EXACT)
+    return Decimal(pico).scaleb(-12, _EXACT) if pico else Decimal(0)  # which else would read 0E-12
 
 
 def vote_text(vote: Vote) -> str:
