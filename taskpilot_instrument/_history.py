@@ -10,13 +10,13 @@ from bisect import bisect_left
 from collections import deque
 from typing import Final
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Event, Finished
+from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument._waste import waste_of
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind
+from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
@@ -28,26 +28,9 @@ _MOST_WAITING: Final = 50_000
 _MOST_KEYS: Final = 5_000
 _BATCH: Final = 500
 _PAUSE_S: Final = 1.0
-_HOUR: Final = 3600
-
-# Names of the hourly figures; money in pico-dollars, time in microseconds.
-RUNS: Final = "runs"
-CALLS: Final = "calls"
-COST: Final = "cost"
-#: Of LLM calls that did not succeed; attempts also of those that did, where the client made some again.
-WASTED: Final = "wasted"
-WASTED_TOKENS: Final = "wasted_tokens"
-WASTED_ATTEMPTS: Final = "wasted_attempts"
-RETRIES: Final = "retries"
-UNPRICED: Final = "unpriced"
-INPUT: Final = "input_tokens"
-OUTPUT: Final = "output_tokens"
-MICROSECONDS: Final = "us"
-VIOLATIONS: Final = "violations"
-BUCKET: Final = "le:"
-#: After it comes the outcome, or the type of an error.
-OUTCOME: Final = "outcome:"
-ERROR: Final = "error:"
+#: Figures under one key: errors have types of the provider's making.
+_MOST_NAMES: Final = 200
+_BOUNDS: Final = (*(f"{bound:g}" for bound in DURATION_BUCKETS), "+Inf")
 
 
 class History:
@@ -70,6 +53,11 @@ class History:
         self._writer: threading.Thread | None = None
         self._pid = os.getpid()
 
+    @property
+    def ledger(self) -> Ledger | None:
+        """Where it is kept; None where it is not."""
+        return self._ledger
+
     # --- as a sink --------------------------------------------------------------------------------
 
     def started(self, operation: Operation, /) -> None:
@@ -90,12 +78,18 @@ class History:
         self._start_writer()
 
     def noted(self, event: Event, /) -> None:
-        """Count a violation."""
-        if self._ledger is None or not is_violation(event):
+        """Count a violation, or what a guardrail blocked."""
+        if self._ledger is None:
+            return
+        if is_violation(event):
+            figures = {hourly.VIOLATIONS: 1, f"{hourly.POLICY}{hourly.plain(event.rule)}": 1}
+        elif event.name == E_GUARDRAIL_BLOCKED:
+            figures = {hourly.GUARDRAIL_BLOCKS: 1}
+        else:
             return
         workflow = event.operation.workflow_name if event.operation is not None else None
         with self._lock:
-            self._add(self._hour(), f"workflow={workflow or NONE}", {VIOLATIONS: 1})
+            self._add(self._hour(), hourly.of_run(workflow), figures)
 
     def _remember(self, record: Finished) -> None:
         context, run = record.span.get_span_context(), record.operation
@@ -115,46 +109,68 @@ class History:
                 self._waiting.append(link)
 
     def _count(self, record: Finished) -> None:
-        hour, llm = self._hour(), record.llm
-        if llm is None:
-            seconds = record.duration_ns / 1e9
-            place = bisect_left(DURATION_BUCKETS, seconds)
-            bound = f"{DURATION_BUCKETS[place]:g}" if place < len(DURATION_BUCKETS) else "+Inf"
-            figures = {RUNS: 1, f"{OUTCOME}{record.outcome}": 1, MICROSECONDS: record.duration_ns // 1000}
-            self._add(hour, f"workflow={record.workflow or NONE}", {**figures, f"{BUCKET}{bound}": 1})
-            return
-        figures = {CALLS: 1, f"{OUTCOME}{record.outcome}": 1, MICROSECONDS: record.duration_ns // 1000}
+        if record.llm is None:
+            self._count_run(record)
+        else:
+            self._count_call(record, record.llm)
+
+    def _count_run(self, record: Finished) -> None:
+        place = bisect_left(DURATION_BUCKETS, record.duration_ns / 1e9)
+        figures = {
+            hourly.RUNS: 1,
+            f"{hourly.OUTCOME}{record.outcome}": 1,
+            hourly.MICROSECONDS: record.duration_ns // 1000,
+            f"{hourly.BUCKET}{_BOUNDS[place]}": 1,
+        }
+        if record.checked is Checked.YES:
+            figures[hourly.CHECKED] = 1
+        elif record.checked is Checked.FAILED:
+            figures[hourly.CHECK_FAILED] = 1
+        self._add(self._hour(), hourly.of_run(record.workflow), figures)
+
+    def _count_call(self, record: Finished, llm: LLMCall) -> None:
+        figures = {
+            hourly.CALLS: 1, f"{hourly.OUTCOME}{record.outcome}": 1, hourly.MICROSECONDS: record.duration_ns // 1000,
+        }  # fmt: skip
         usage = record.usage
         if usage is not None:
-            figures |= {INPUT: usage.input_tokens or 0, OUTPUT: usage.output_tokens or 0}
+            figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}
         if record.cost is not None:
-            figures[COST] = to_pico(record.cost)
+            figures[hourly.COST] = to_pico(record.cost)
+            figures[hourly.UNPRICED if record.cost_source == COST_PARTIAL else hourly.PRICED] = 1
         elif llm.billable or usage is not None:
-            figures[UNPRICED] = 1
+            figures[hourly.UNPRICED] = 1
         lost = waste_of(record)
         if lost is not None:
             figures |= {
-                WASTED: to_pico(lost.usd),
-                WASTED_TOKENS: lost.tokens,
-                WASTED_ATTEMPTS: lost.attempts,
-                RETRIES: lost.retries,
+                hourly.WASTED: to_pico(lost.usd),
+                hourly.WASTED_TOKENS: lost.tokens,
+                hourly.WASTED_CALLS: lost.calls,
+                hourly.WASTED_UNPRICED: lost.unpriced,
+                hourly.WASTED_ATTEMPTS: lost.attempts,
+                hourly.RETRIES: lost.retries,
             }
         if record.error_type is not None:
-            figures[f"{ERROR}{record.error_type}"] = 1
-        self._add(hour, f"agent={record.agent or NONE}|model={record.model or NONE}", figures)
+            figures[f"{hourly.ERROR}{hourly.plain(record.error_type)}"] = 1
+        self._add(self._hour(), hourly.of_call(record.agent, record.model), figures)
 
     def _hour(self) -> int:
         seconds = self._clock.epoch_ns() // 1_000_000_000
-        return seconds - seconds % _HOUR
+        return seconds - seconds % hourly.HOUR_S
 
     def _add(self, hour: int, key: str, figures: dict[str, int]) -> None:
         known = self._figures.get((hour, key))
         if known is None:
             if len(self._figures) >= _MOST_KEYS:
-                key = semconv.OTHER
+                key = hourly.OTHER_RUNS if key.startswith(hourly.OF_RUNS) else hourly.OTHER_CALLS
             known = self._figures.setdefault((hour, key), {})
         for name, amount in figures.items():
-            known[name] = known.get(name, 0) + amount
+            before = known.get(name)
+            if before is None:
+                if len(known) >= _MOST_NAMES and ":" in name:
+                    name = f"{name.partition(':')[0]}:{OTHER}"  # noqa: PLW2901 - counted all the same
+                before = known.get(name, 0)
+            known[name] = before + amount
 
     # --- answers ----------------------------------------------------------------------------------
 

@@ -283,6 +283,20 @@ def compute(
     seconds = None if window is None else parse_window(window)
     window_ns = None if seconds is None else seconds * 1_000_000_000
     sample = backend.golden_sample(window_ns, workflow=workflow, agent=agent, model=model)
+    return of_sample(sample, seconds, workflow, agent, model)
+
+
+def of_sample(
+    sample: Sample,
+    seconds: int | None = None,
+    workflow: str | None = None,
+    agent: str | None = None,
+    model: str | None = None,
+) -> GoldenSignals:
+    """Return the golden signals of a sample, wherever it comes from.
+
+    :param seconds: how far it looks back; None since the start.
+    """
     return GoldenSignals(
         _signals.success_rate(sample),
         sample.p95_ms,

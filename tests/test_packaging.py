@@ -38,6 +38,7 @@ LEVELS: Final = {
     "_fingerprint": 1,
     "_forms": 1,
     "_guard": 1,
+    "_hourly": 1,
     "context": 1,
     "redaction": 1,
     "settings": 1,
