@@ -1,6 +1,7 @@
 """Two decorators and one call turn any Python agent into spans, tags, logs and metrics."""
 
 from taskpilot_instrument._experiment_report import ExperimentReport
+from taskpilot_instrument._report import Report, report
 from taskpilot_instrument._rules import ArgumentRule, Keywords, MaxToolCalls, Patterns, ToolAllowList
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.alerts import Alert, AlertFired
@@ -17,6 +18,7 @@ from taskpilot_instrument.errors import (
     NotInstrumentedError,
     PolicyViolationError,
     RunawayError,
+    SourceError,
     TaskpilotError,
     TokenLimitError,
 )
@@ -80,9 +82,11 @@ __all__ = [
     "PolicyViolationError",
     "PriceBook",
     "PropagationMiddleware",
+    "Report",
     "Runaway",
     "RunawayError",
     "Settings",
+    "SourceError",
     "Subject",
     "TaskpilotError",
     "TaskpilotFields",
@@ -111,6 +115,7 @@ __all__ = [
     "observed_tool",
     "observed_workflow",
     "record_feedback",
+    "report",
     "track_llm_metrics",
     "uninstrument",
     "workflow",

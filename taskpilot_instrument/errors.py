@@ -5,6 +5,7 @@ TaskpilotError
 ├── NotInstrumentedError (also RuntimeError)  an answer was asked for before instrument()
 ├── DeliveryError (also ConnectionError)    what was to be sent at once could not be delivered
 ├── LedgerError (also ConnectionError)      the ledger cannot be read or written
+├── SourceError (also ConnectionError)      the Prometheus that was asked has no answer
 └── BlockedError                            a call was refused on purpose: the outcome is ``blocked``
     ├── BudgetExceededError                 it might have cost more than a budget has left
     ├── TokenLimitError                     it went beyond a token limit
@@ -54,6 +55,10 @@ class BlockedError(TaskpilotError):
 
 class LedgerError(TaskpilotError, ConnectionError):
     """Say that the ledger cannot be read or written, and why."""
+
+
+class SourceError(TaskpilotError, ConnectionError):
+    """Say why the Prometheus that golden signals were asked of has no answer, or none that is whole."""
 
 
 class BudgetExceededError(BlockedError):

@@ -1,0 +1,229 @@
+"""``report(...)``: what a day, a week or a month was like, each figure beside that of the period before."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from taskpilot_instrument._report_compare import Figure, compare, plain, worst
+from taskpilot_instrument._report_figures import Figures, Source
+from taskpilot_instrument._report_ledger import LedgerSource, ledger_in_force
+from taskpilot_instrument._report_review import REVIEWS, Review
+from taskpilot_instrument._report_signals import DEFINITIONS, Facts, Value, facts_of, value_of
+from taskpilot_instrument._report_tables import Table, tables
+from taskpilot_instrument._report_times import Period, Stretch, Times, times_of
+from taskpilot_instrument._report_words import about, label_of
+from taskpilot_instrument.errors import ConfigurationError
+from taskpilot_instrument.golden import Verdict
+from taskpilot_instrument.settings import Settings
+
+#: Of the JSON; another number says that something was taken away or means something else.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A figure in one hour of a day, or one day of a week or month; ``before`` is that of the same place before.
+
+    :param label: names the hour or day.
+    """
+
+    label: str
+    since: datetime
+    value: Value
+    before: Value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "label": self.label, "since": self.since.isoformat(), "value": plain(self.value),
+            "before": plain(self.before),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A period and the one before; what is unknown is None.
+
+    :param since: when the period begins, in its time zone; so all times.
+    :param until: where the figures end: the period's end, or its last whole hour so far.
+    :param is_whole: True where the period is over.
+    :param before: from when until when the figures before are.
+    :param source: where the figures are from.
+    :param figures: every figure by its key.
+    :param trends: the course of figures by their keys.
+    :param tables: breakdowns by their keys; without those that are empty.
+    :param notes: what a reader has to know to take the figures for what they are.
+    """
+
+    period: Period
+    timezone: str
+    since: datetime
+    until: datetime
+    ends_at: datetime
+    is_whole: bool
+    before: tuple[datetime, datetime]
+    source: str
+    figures: Mapping[str, Figure]
+    trends: Mapping[str, tuple[Point, ...]]
+    tables: Mapping[str, Table]
+    notes: tuple[str, ...]
+    #: Hours of the whole day, or days of the whole week or month.
+    places: int
+
+    @property
+    def review(self) -> Review:
+        """What of it is shown in this period's review."""
+        return REVIEWS[self.period]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the golden signals that are known."""
+        return worst(self.figures.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it; exact sums of money are text."""
+        return {
+            "schema": SCHEMA,
+            "period": str(self.period),
+            "timezone": self.timezone,
+            "since": self.since.isoformat(),
+            "until": self.until.isoformat(),
+            "ends_at": self.ends_at.isoformat(),
+            "is_whole": self.is_whole,
+            "before": {"since": self.before[0].isoformat(), "until": self.before[1].isoformat()},
+            "source": self.source,
+            "verdict": str(self.verdict),
+            "figures": {key: figure.as_dict() for key, figure in self.figures.items()},
+            "trends": {key: [point.as_dict() for point in points] for key, points in self.trends.items()},
+            "tables": {key: table.as_dict() for key, table in self.tables.items()},
+            "notes": list(self.notes),
+        }
+
+    def json(self) -> str:
+        """Return all of it as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def markdown(self) -> str:
+        """Return its review as Markdown."""
+        from taskpilot_instrument._report_markdown import markdown
+
+        return markdown(self)
+
+    def html(self) -> str:
+        """Return its review as a page of its own: no script, and nothing from elsewhere."""
+        from taskpilot_instrument._report_html import html
+
+        return html(self)
+
+    def __str__(self) -> str:
+        return self.markdown()
+
+
+def report(
+    period: str = "day",
+    *,
+    end: date | None = None,
+    timezone: str = "UTC",
+    ledger: object = None,
+    prometheus: str | None = None,
+    now: datetime | None = None,
+) -> Report:
+    """Report on a day, week or month, beside the one before.
+
+    A period that is not over is reported on as far as it has come, in whole hours, and compared with the equal part of
+    the one before.
+
+    :param period: ``day``, ``week`` (from Monday on) or ``month``.
+    :param end: a day of the period, in the time zone; today where it is not given.
+    :param timezone: the periods' zone, such as ``Europe/Berlin``.
+    :param ledger: whose hourly figures are taken: as ``instrument(ledger=…)`` takes it. Without it, that of the
+        instrumentation in force, else ``TASKPILOT_LEDGER``, else the one in the user's state folder.
+    :param prometheus: the URL of a Prometheus to take the figures from instead; ``?job=taskpilot`` at its end narrows
+        it down to one service.
+    :param now: when the report is made, with its time zone; the present where it is not given.
+    :raises ConfigurationError: where the period has not begun, or an argument is none of these.
+    :raises LedgerError: where the ledger cannot be read, or there is none.
+    :raises SourceError: where Prometheus cannot be asked.
+    """
+    if period not in list(Period):
+        raise ConfigurationError(f"period={period!r}: expected day, week or month")
+    if end is not None and (not isinstance(end, date) or isinstance(end, datetime)):
+        raise ConfigurationError(f"end={end!r}: expected a date such as date(2026, 11, 25)")
+    if now is not None and (not isinstance(now, datetime) or now.tzinfo is None):
+        raise ConfigurationError(f"now={now!r}: expected a datetime with its time zone")
+    if ledger is not None and prometheus is not None:
+        raise ConfigurationError("a report is from one source: give ledger or prometheus, not both")
+    zone = _zone(timezone)
+    source = _source(ledger, prometheus)
+    try:
+        moment = now or datetime.now(UTC)
+        times = times_of(Period(period), zone, end, moment, source.grain)
+        return _report(source, times, timezone, moment.astimezone(UTC))
+    finally:
+        source.close()
+
+
+def _report(source: Source, times: Times, timezone: str, moment: datetime) -> Report:
+    slots, slots_before = times.slots(times.now), times.slots(times.before)
+    now, course = source.read(times.now, slots)
+    before, course_before = source.read(times.before, slots_before)
+    pair = facts_of(now), facts_of(before)
+    latest = None
+    if not times.is_whole and times.now.until < moment:
+        latest = facts_of(source.read(Stretch(times.now.until, moment), [])[0])
+    return Report(
+        times.period, timezone, times.now.since.astimezone(times.zone), times.now.until.astimezone(times.zone),
+        times.ends_at.astimezone(times.zone), times.is_whole,
+        (times.before.since.astimezone(times.zone), times.before.until.astimezone(times.zone)),
+        source.name, compare(*pair), _trends(times, slots, course, course_before), tables(now, before),
+        about(times, source, *pair, latest), len(times.slots(Stretch(times.now.since, times.ends_at))),
+    )  # fmt: skip
+
+
+def _trends(
+    times: Times, slots: list[Stretch], course: list[Figures], course_before: list[Figures]
+) -> dict[str, tuple[Point, ...]]:
+    """Return the course of every figure that the review draws; both periods begin at the same place."""
+    facts: list[Facts | None] = [facts_of(figures) for figures in course]
+    facts_before: list[Facts | None] = [facts_of(figures) for figures in course_before]
+    facts_before += [None] * (len(facts) - len(facts_before))
+    found = {}
+    for key in REVIEWS[times.period].plots:
+        found[key] = tuple(
+            [
+                Point(
+                    label_of(slot, times), slot.since.astimezone(times.zone), value_of(DEFINITIONS[key], here),
+                    value_of(DEFINITIONS[key], earlier),
+                )
+                for slot, here, earlier in zip(slots, facts, facts_before, strict=False)
+            ]
+        )  # fmt: skip
+    return found
+
+
+def today(timezone: str) -> date:
+    """Return the day that it is in a time zone.
+
+    :raises ConfigurationError: where there is no such zone.
+    """
+    return datetime.now(_zone(timezone)).date()
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        raise ConfigurationError(f"timezone={name!r}: expected a name such as UTC or Europe/Berlin") from None
+
+
+def _source(ledger: object, prometheus: str | None) -> Source:
+    if prometheus is not None:
+        from taskpilot_instrument._report_prometheus import PrometheusSource
+
+        return PrometheusSource(prometheus)
+    if ledger is None:
+        ledger = ledger_in_force()
+    return LedgerSource(Settings().ledger if ledger is None else ledger)
