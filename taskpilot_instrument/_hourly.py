@@ -1,7 +1,7 @@
 """Names and keys of the hourly figures that the ledger keeps for reports.
 
-Runs and calls stand under keys of their own, so that figures of the same name never mix. What a key or name is made from
-may come from users or providers: it is cut to a length, and what would make it ambiguous is escaped.
+Runs and calls stand under keys of their own, so that figures of the same name never mix. What a key or name is made
+from may come from users or providers: it is cut to a length, and what would make it ambiguous is escaped.
 """
 
 from functools import lru_cache

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import zip_longest
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -11,7 +12,7 @@ from taskpilot_instrument._report_compare import Figure, compare, plain, worst
 from taskpilot_instrument._report_figures import Figures, Source
 from taskpilot_instrument._report_ledger import LedgerSource, ledger_in_force
 from taskpilot_instrument._report_review import REVIEWS, Review
-from taskpilot_instrument._report_signals import DEFINITIONS, Facts, Value, facts_of, value_of
+from taskpilot_instrument._report_signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
 from taskpilot_instrument._report_tables import Table, tables
 from taskpilot_instrument._report_times import Period, Stretch, Times, times_of
 from taskpilot_instrument._report_words import about, label_of
@@ -167,41 +168,49 @@ def report(
 
 
 def _report(source: Source, times: Times, timezone: str, moment: datetime) -> Report:
-    slots, slots_before = times.slots(times.now), times.slots(times.before)
-    now, course = source.read(times.now, slots)
-    before, course_before = source.read(times.before, slots_before)
+    now, course = source.read(times.now, times.slots(times.now))
+    before, course_before = source.read(times.before, times.slots(times.before))
     pair = facts_of(now), facts_of(before)
     latest = None
     if not times.is_whole and times.now.until < moment:
         latest = facts_of(source.read(Stretch(times.now.until, moment), [])[0])
+    here = times.zone
     return Report(
-        times.period, timezone, times.now.since.astimezone(times.zone), times.now.until.astimezone(times.zone),
-        times.ends_at.astimezone(times.zone), times.is_whole,
-        (times.before.since.astimezone(times.zone), times.before.until.astimezone(times.zone)),
-        source.name, compare(*pair), _trends(times, slots, course, course_before), tables(now, before),
-        about(times, source, *pair, latest), len(times.slots(Stretch(times.now.since, times.ends_at))),
-    )  # fmt: skip
+        period=times.period,
+        timezone=timezone,
+        since=times.now.since.astimezone(here),
+        until=times.now.until.astimezone(here),
+        ends_at=times.ends_at.astimezone(here),
+        is_whole=times.is_whole,
+        before=(times.before.since.astimezone(here), times.before.until.astimezone(here)),
+        source=source.name,
+        figures=compare(*pair),
+        trends=_trends(times, course, course_before),
+        tables=tables(now, before),
+        notes=about(times, source, *pair, latest=latest, empty_days=_empty_days(times, course_before)),
+        places=len(times.slots(Stretch(times.now.since, times.ends_at))),
+    )
 
 
-def _trends(
-    times: Times, slots: list[Stretch], course: list[Figures], course_before: list[Figures]
-) -> dict[str, tuple[Point, ...]]:
+def _empty_days(times: Times, course_before: list[Figures]) -> int:
+    """Return with how many days of nothing the period before begins; none where they are few, such as a weekend."""
+    known = [not figures.is_empty for figures in course_before]
+    if times.period is Period.DAY or not any(known):
+        return 0
+    empty = known.index(True)
+    return empty if empty > len(known) / 4 else 0
+
+
+def _trends(times: Times, course: list[Figures], course_before: list[Figures]) -> dict[str, tuple[Point, ...]]:
     """Return the course of every figure that the review draws; both periods begin at the same place."""
-    facts: list[Facts | None] = [facts_of(figures) for figures in course]
-    facts_before: list[Facts | None] = [facts_of(figures) for figures in course_before]
-    facts_before += [None] * (len(facts) - len(facts_before))
-    found = {}
-    for key in REVIEWS[times.period].plots:
-        found[key] = tuple(
-            [
-                Point(
-                    label_of(slot, times), slot.since.astimezone(times.zone), value_of(DEFINITIONS[key], here),
-                    value_of(DEFINITIONS[key], earlier),
-                )
-                for slot, here, earlier in zip(slots, facts, facts_before, strict=False)
-            ]
-        )  # fmt: skip
-    return found
+    facts, facts_before = list(map(facts_of, course)), list(map(facts_of, course_before))
+    places = list(zip_longest(times.slots(times.now), facts, facts_before))[: len(facts)]
+
+    def point(definition: Definition, slot: Stretch, now: Facts | None, before: Facts | None) -> Point:
+        begins = slot.since.astimezone(times.zone)
+        return Point(label_of(slot, times), begins, value_of(definition, now), value_of(definition, before))
+
+    return {key: tuple([point(DEFINITIONS[key], *place) for place in places]) for key in REVIEWS[times.period].plots}
 
 
 def today(timezone: str) -> date:

@@ -5,6 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from taskpilot_instrument import _report_words as words
+from taskpilot_instrument._display import UNKNOWN
 from taskpilot_instrument._report_compare import Figure
 from taskpilot_instrument._report_plot import plot
 from taskpilot_instrument._report_signals import DEFINITIONS
@@ -25,7 +26,8 @@ body { margin: 0 auto; max-width: 1180px; padding: 16px; background: var(--back)
   font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.45rem; margin: 0; } h2 { font-size: 1.1rem; margin: 0 0 8px; }
 p { margin: 4px 0; } .quiet { color: var(--quiet); font-size: 0.9rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px; margin-top: 16px; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px;
+  margin-top: 16px; }
 .course { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 16px; align-items: start; }
 .course > * { min-width: 0; } figure { margin: 0; }
 .scroll { overflow: auto; } .course .scroll { max-height: 300px; }
@@ -34,22 +36,25 @@ table { border-collapse: collapse; width: 100%; font-size: 0.92rem; overflow-wra
 caption { text-align: left; color: var(--quiet); font-size: 0.85rem; padding-bottom: 4px; }
 th, td { padding: 5px 8px; border-top: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums;
   vertical-align: top; white-space: nowrap; }
-th { font-weight: 600; } th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
-tbody th { font-weight: 400; } thead th { color: var(--quiet); border-top: 0; }
+th { font-weight: 600; }
+th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+tbody th { font-weight: 400; } thead td { border-top: 0; } thead th { color: var(--quiet); border-top: 0; }
 small { display: block; color: var(--quiet); }
 .better, .healthy { color: var(--good); } .warning { color: var(--warn); } .worse, .critical { color: var(--bad); }
 .better, .worse, .healthy, .warning, .critical { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--quiet); font-size: 12px; } line.scale { stroke: var(--line); }
 line.limit { stroke: var(--good); stroke-dasharray: 2 4; stroke-width: 1.5; }
-rect.now, circle.now { fill: var(--now); } polyline { fill: none; stroke-width: 2; }
+rect.now, circle.now { fill: var(--now); } rect.now { fill-opacity: 0.65; } polyline { fill: none; stroke-width: 2; }
 polyline.now { stroke: var(--now); }
-polyline.before { stroke: var(--before); stroke-dasharray: 5 4; stroke-width: 1.5; } circle.before { fill: var(--before); }
-.key { display: flex; flex-wrap: wrap; gap: 4px 18px; } .key span::before { content: ""; display: inline-block; width: 18px;
-  margin-right: 6px; vertical-align: middle; border-top: 3px solid var(--now); }
+polyline.before { stroke: var(--before); stroke-dasharray: 5 4; stroke-width: 1.5; }
+circle.before { fill: var(--before); }
+.key { display: flex; flex-wrap: wrap; gap: 4px 18px; }
+.key span::before { content: ""; display: inline-block; width: 18px; margin-right: 6px; vertical-align: middle;
+  border-top: 3px solid var(--now); }
 .key .was::before { border-top: 2px dashed var(--before); } .key .limit::before { border-top: 2px dotted var(--good); }
-@media (max-width: 760px) { .course { grid-template-columns: minmax(0, 1fr); } body { padding: 10px; } section { padding: 10px; }
-  th, td { padding: 4px 6px; } }
+@media (max-width: 760px) { .course { grid-template-columns: minmax(0, 1fr); }
+  body, section { padding: 10px; } th, td { padding: 4px 6px; } svg text { font-size: 20px; } }
 @media print { :root { --back: #fff; --card: #fff; --text: #000; --quiet: #444; --line: #bbb; --now: #2563eb;
   --before: #9a3412; --good: #15713a; --warn: #8a5300; --bad: #b42318; }
   body { max-width: none; padding: 0; font-size: 11px; } section { break-inside: avoid; border: 0; padding: 0; }
@@ -90,22 +95,25 @@ def _section(heading: str, content: str) -> str:
 def _figures(heading: str, figures: Sequence[Figure]) -> str:
     rows = []
     for each in figures:
-        value = words.shown(each.value, each.unit, is_lower_bound=each.is_lower_bound)
-        before = words.shown(each.before, each.unit, is_lower_bound=each.was_lower_bound)
+        value, before, change, trend, verdict = words.cells(each)
         rows.append(
-            f'<tr><th scope="row">{escape(each.label)}</th><td>{value}</td><td>{before}</td>'
-            f'<td>{words.changed(each)}</td><td class="{each.trend}">{words.trend_of(each)}</td>'
-            f'<td class="{each.verdict}">{words.verdict_of(each)}</td></tr>'
+            f'<tr><th scope="row">{escape(each.label)}</th><td>{value}{_under(verdict, each.verdict)}</td>'
+            f"<td>{before}</td><td>{change}{_under(trend, each.trend)}</td></tr>"
         )
-    return _table(heading, "", ("value", "before", "change", "trend", "verdict"), rows)
+    return _table(heading, "", words.HEADS[:3], rows)
+
+
+def _under(text: str, kind: str) -> str:
+    return "" if text == UNKNOWN else f'<small class="{kind}">{text}</small>'
 
 
 def _course(report: "Report", key: str) -> str:
-    definition, points, slot = DEFINITIONS[key], report.trends[key], "hour" if report.period == "day" else "day"
+    definition, points, slot = DEFINITIONS[key], report.trends[key], words.slot_of(report)
     rows = [
         f'<tr><th scope="row">{escape(point.label)}</th><td>{words.shown(point.value, definition.unit)}</td>'
         f"<td>{words.shown(point.before, definition.unit)}</td></tr>"
         for point in points
+        if point.value is not None or point.before is not None
     ]
     legend = f'<span>this {report.period}</span><span class="was">the {report.period} before</span>'
     drawn = plot(definition, points, report.places, f"plot-{key.replace('_', '-')}")

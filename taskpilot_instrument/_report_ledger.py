@@ -1,9 +1,9 @@
 """Figures of a report from the ledger: its hourly roll-ups, and the votes of users."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from bisect import bisect_right
 from typing import Final
 
 from taskpilot_instrument import _hourly as hourly
@@ -29,7 +29,7 @@ class LedgerSource:
     """
 
     grain = timedelta(seconds=hourly.HOUR_S)
-    notes = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, ledger: object) -> None:
         if ledger == "memory":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from taskpilot_instrument import _report_words as words
-from taskpilot_instrument._report_signals import DEFINITIONS
+from taskpilot_instrument._report_signals import DEFINITIONS, Value
 from taskpilot_instrument._report_tables import Table
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def _lines(report: "Report") -> Iterator[str]:
     yield f"Golden signals: **{report.verdict}**"
     for heading, keys in report.review.sections.items():
         yield from _section(heading, _figures(report, keys))
-    for key in report.review.plots:
-        yield from _section(f"{_capital(DEFINITIONS[key].label)}, by {_slot(report)}", _course(report, key))
+    yield from _section(f"By {words.slot_of(report)} (in parentheses: before)", _course(report))
     for key in report.review.tables:
         if key in report.tables:
             yield from _section(f"{report.tables[key].title} (in parentheses: before)", _breakdown(report.tables[key]))
@@ -53,28 +52,25 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _figures(report: "Report", keys: Sequence[str]) -> list[list[str]]:
-    rows = [["", "value", "before", "change", "trend", "verdict"]]
-    for figure in map(report.figures.__getitem__, keys):
-        rows.append(
-            [
-                figure.label,
-                words.shown(figure.value, figure.unit, is_lower_bound=figure.is_lower_bound),
-                words.shown(figure.before, figure.unit, is_lower_bound=figure.was_lower_bound),
-                words.changed(figure),
-                words.trend_of(figure),
-                words.verdict_of(figure),
-            ]
-        )
+    return [
+        ["", *words.HEADS],
+        *([figure.label, *words.cells(figure)] for figure in map(report.figures.get, keys) if figure),
+    ]
+
+
+def _course(report: "Report") -> list[list[str]]:
+    """Return one row for each hour or day of which anything is known."""
+    definitions = [DEFINITIONS[key] for key in report.review.plots]
+    rows = [[words.slot_of(report), *(definition.label for definition in definitions)]]
+    for points in zip(*(report.trends[definition.key] for definition in definitions), strict=True):
+        if any(point.value is not None or point.before is not None for point in points):
+            pairs = zip(points, definitions, strict=True)
+            rows.append([points[0].label, *(_both(each.value, each.before, about.unit) for each, about in pairs)])
     return rows
 
 
-def _course(report: "Report", key: str) -> list[list[str]]:
-    unit = DEFINITIONS[key].unit
-    return [
-        [_slot(report), "value", "before"],
-        *([point.label, words.shown(point.value, unit), words.shown(point.before, unit)]
-          for point in report.trends[key]),
-    ]  # fmt: skip
+def _both(value: Value, before: Value, unit: str) -> str:
+    return f"{words.shown(value, unit)} ({words.shown(before, unit)})"
 
 
 def _breakdown(table: Table) -> list[list[str]]:
@@ -84,19 +80,10 @@ def _breakdown(table: Table) -> list[list[str]]:
         rows.append(
             [
                 f"{escaped(row.name)}{note}",
-                *(f"{words.shown(row.values[column.key], column.unit)} "
-                  f"({words.shown(row.before[column.key], column.unit)})" for column in table.columns),
+                *(_both(row.values[each.key], row.before[each.key], each.unit) for each in table.columns),
             ]
         )  # fmt: skip
     return rows
-
-
-def _slot(report: "Report") -> str:
-    return "hour" if report.period == "day" else "day"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def escaped(text: str) -> str:

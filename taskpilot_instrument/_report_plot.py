@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _WIDTH: Final = 640
 _HEIGHT: Final = 220
-_LEFT: Final = 74
+_LEFT: Final = 88
 _RIGHT: Final = 10
 _TOP: Final = 12
 _BOTTOM: Final = 28
@@ -63,8 +63,11 @@ def plot(definition: Definition, points: Sequence["Point"], places: int, name: s
         *_labels(frame, points),
     ]
     values = [_number(point.value) for point in points]
-    parts += _bars(frame, values) if definition.unit in {COUNT, USD} else _line(frame, values, "now")
-    parts += _line(frame, [_number(point.before) for point in points], "before")
+    before = list(_line(frame, [_number(point.before) for point in points], "before"))
+    if definition.unit in {COUNT, USD}:
+        parts += [*_bars(frame, values), *before]
+    else:
+        parts += [*before, *_line(frame, values, "now")]
     return "".join([*parts, "</svg>"])
 
 
@@ -122,14 +125,14 @@ def _short(value: float, unit: str) -> str:
         return f"{value:g} %"
     if unit == USD:
         return f"${value:.6g}"
-    return f"{value:,.6g}" if unit == COUNT else f"{value:,.6g} ms"
+    return f"{value:,.6g}" if unit == COUNT else f"{value / 1000:g} s"
 
 
 def _labels(frame: _Frame, points: Sequence["Point"]) -> Iterator[str]:
     every = -(-frame.places // _MOST_LABELS)
     for place, point in enumerate(points):
         if place % every == 0:
-            text = escape(words.short_label(point.label))
+            text = escape(words.short_label(point.label, frame.places))
             yield f'<text x="{frame.x(place):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{text}</text>'
 
 

@@ -1,6 +1,6 @@
 """Figures of a report from Prometheus: what the families grew by, as the recording rules have it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import inf
 from typing import Final, NamedTuple
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument import semconv
 from taskpilot_instrument._prometheus import Prometheus, Series
-from taskpilot_instrument._report_figures import Figures
+from taskpilot_instrument._report_figures import Counts, Figures
 from taskpilot_instrument._report_times import Stretch
 from taskpilot_instrument.semconv import NONE
 
@@ -25,24 +25,91 @@ LACKS: Final = frozenset(
 _TOKENS: Final = {str(semconv.TokenKind.INPUT): hourly.INPUT, str(semconv.TokenKind.OUTPUT): hourly.OUTPUT}
 
 
+Labels = Mapping[str, str]
+
+
 class _Asked(NamedTuple):
-    """A family, and the labels that are told apart."""
+    """A family, the labels that are told apart, and what takes what it grew by into the figures of a stretch."""
 
     family: str
     by: tuple[str, ...]
+    take: Callable[[Figures, Labels, float], None]
 
 
-_RUNS: Final = _Asked(semconv.M_WORKFLOW_RUNS, (semconv.WORKFLOW, semconv.OUTCOME))
-_RUN_SECONDS: Final = _Asked(f"{semconv.M_WORKFLOW_DURATION}_sum", (semconv.WORKFLOW,))
-_RUN_BUCKETS: Final = _Asked(f"{semconv.M_WORKFLOW_DURATION}_bucket", (semconv.WORKFLOW, "le"))
-_VIOLATIONS: Final = _Asked(semconv.M_POLICY_VIOLATIONS, ("policy",))
-_BLOCKS: Final = _Asked(semconv.M_GUARDRAIL_BLOCKS, ())
-_CALLS: Final = _Asked(semconv.M_LLM_CALLS, (semconv.AGENT, semconv.MODEL, semconv.OUTCOME, "error_type"))
-_CALL_SECONDS: Final = _Asked(f"{semconv.M_LLM_DURATION}_sum", (semconv.MODEL,))
-_USED: Final = _Asked(semconv.M_LLM_TOKENS, (semconv.AGENT, semconv.MODEL, semconv.L_KIND))
-_COST: Final = _Asked(semconv.M_LLM_COST, (semconv.AGENT, semconv.MODEL))
-_UNPRICED: Final = _Asked(semconv.M_LLM_UNPRICED, (semconv.MODEL,))
-_FEEDBACK: Final = _Asked(semconv.M_FEEDBACK, (semconv.L_VERDICT,))
+def _take_runs(figures: Figures, labels: Labels, count: float) -> None:
+    _run(figures, labels, {hourly.RUNS: count, f"{hourly.OUTCOME}{labels.get(semconv.OUTCOME, NONE)}": count})
+
+
+def _take_run_seconds(figures: Figures, labels: Labels, seconds: float) -> None:
+    _run(figures, labels, {hourly.MICROSECONDS: seconds * 1e6})
+
+
+def _take_run_bucket(figures: Figures, labels: Labels, count: float) -> None:
+    _run(figures, labels, {f"{hourly.BUCKET}{_bound(float(labels['le']))}": count})
+
+
+def _take_violations(figures: Figures, labels: Labels, count: float) -> None:
+    _run(figures, labels, {hourly.VIOLATIONS: count, f"{hourly.POLICY}{hourly.plain(labels.get('policy'))}": count})
+
+
+def _take_blocks(figures: Figures, labels: Labels, count: float) -> None:
+    _run(figures, labels, {hourly.GUARDRAIL_BLOCKS: count})
+
+
+def _take_calls(figures: Figures, labels: Labels, count: float) -> None:
+    counts = {hourly.CALLS: count, f"{hourly.OUTCOME}{labels.get(semconv.OUTCOME, NONE)}": count}
+    error = labels.get("error_type", NONE)
+    if error != NONE:
+        counts[f"{hourly.ERROR}{hourly.plain(error)}"] = count
+    _call(figures, labels, counts)
+
+
+def _take_call_seconds(figures: Figures, labels: Labels, seconds: float) -> None:
+    _call(figures, labels, {hourly.MICROSECONDS: seconds * 1e6})
+
+
+def _take_tokens(figures: Figures, labels: Labels, count: float) -> None:
+    name = _TOKENS.get(labels.get(semconv.L_KIND, ""))
+    if name is not None:  # the other kinds are parts of these
+        _call(figures, labels, {name: count})
+
+
+def _take_cost(figures: Figures, labels: Labels, dollars: float) -> None:
+    _call(figures, labels, {hourly.COST: round(dollars * _PICO)})
+
+
+def _take_unpriced(figures: Figures, labels: Labels, count: float) -> None:
+    _call(figures, labels, {hourly.UNPRICED: count})
+
+
+def _take_feedback(figures: Figures, labels: Labels, count: float) -> None:
+    if labels.get(semconv.L_VERDICT) == semconv.VERDICT_CORRECT:
+        figures.correct += count
+    else:
+        figures.incorrect += count
+
+
+def _run(figures: Figures, labels: Labels, counts: Mapping[str, float]) -> None:
+    figures.add_runs(labels.get(semconv.WORKFLOW, NONE), counts)
+
+
+def _call(figures: Figures, labels: Labels, counts: Mapping[str, float]) -> None:
+    figures.add_calls(labels.get(semconv.AGENT, NONE), labels.get(semconv.MODEL, NONE), counts)
+
+
+_ASKED: Final = (
+    _Asked(semconv.M_WORKFLOW_RUNS, (semconv.WORKFLOW, semconv.OUTCOME), _take_runs),
+    _Asked(f"{semconv.M_WORKFLOW_DURATION}_sum", (semconv.WORKFLOW,), _take_run_seconds),
+    _Asked(f"{semconv.M_WORKFLOW_DURATION}_bucket", (semconv.WORKFLOW, "le"), _take_run_bucket),
+    _Asked(semconv.M_POLICY_VIOLATIONS, ("policy",), _take_violations),
+    _Asked(semconv.M_GUARDRAIL_BLOCKS, (), _take_blocks),
+    _Asked(semconv.M_LLM_CALLS, (semconv.AGENT, semconv.MODEL, semconv.OUTCOME, "error_type"), _take_calls),
+    _Asked(f"{semconv.M_LLM_DURATION}_sum", (semconv.MODEL,), _take_call_seconds),
+    _Asked(semconv.M_LLM_TOKENS, (semconv.AGENT, semconv.MODEL, semconv.L_KIND), _take_tokens),
+    _Asked(semconv.M_LLM_COST, (semconv.AGENT, semconv.MODEL), _take_cost),
+    _Asked(semconv.M_LLM_UNPRICED, (semconv.MODEL,), _take_unpriced),
+    _Asked(semconv.M_FEEDBACK, (semconv.L_VERDICT,), _take_feedback),
+)
 
 
 class PrometheusSource:
@@ -53,7 +120,7 @@ class PrometheusSource:
     """
 
     grain = timedelta(seconds=1)
-    notes = (
+    notes: tuple[str, ...] = (
         "Prometheus reckons growth from samples: counts are estimates, money is rounded, and figures of the parts need "
         "not add up to the whole.",
         "What was wasted, retried or checked is in no metric: a ledger tells it.",
@@ -79,39 +146,14 @@ class PrometheusSource:
         if all(not stretch.length for stretch in stretches):
             return found
 
-        def grown(asked: _Asked) -> Iterable[tuple[Figures, Mapping[str, str], float]]:
+        for asked in _ASKED:
             for series in self._ask(asked, stretches):
-                value = series.points[-1][1]
-                if value > 0:
-                    yield found[int(series.labels[_SLOT])], series.labels, value
-
-        for figures, labels, count in grown(_RUNS):
-            outcome = f"{hourly.OUTCOME}{labels.get(semconv.OUTCOME, NONE)}"
-            figures.add_runs(labels.get(semconv.WORKFLOW, NONE), {hourly.RUNS: count, outcome: count})
-        for figures, labels, seconds in grown(_RUN_SECONDS):
-            figures.add_runs(labels.get(semconv.WORKFLOW, NONE), {hourly.MICROSECONDS: seconds * 1e6})
-        _add_buckets(grown(_RUN_BUCKETS))
-        for figures, labels, count in grown(_VIOLATIONS):
-            policy = f"{hourly.POLICY}{hourly.plain(labels.get('policy'))}"
-            figures.add_runs(NONE, {hourly.VIOLATIONS: count, policy: count})
-        for figures, _, count in grown(_BLOCKS):
-            figures.add_runs(NONE, {hourly.GUARDRAIL_BLOCKS: count})
-        for figures, labels, count in grown(_CALLS):
-            _add_calls(figures, labels, count)
-        for figures, labels, seconds in grown(_CALL_SECONDS):
-            _call(figures, labels, {hourly.MICROSECONDS: seconds * 1e6})
-        for figures, labels, count in grown(_USED):
-            if labels.get(semconv.L_KIND) in _TOKENS:  # the others are parts of these
-                _call(figures, labels, {_TOKENS[labels[semconv.L_KIND]]: count})
-        for figures, labels, dollars in grown(_COST):
-            _call(figures, labels, {hourly.COST: round(dollars * _PICO)})
-        for figures, labels, count in grown(_UNPRICED):
-            _call(figures, labels, {hourly.UNPRICED: count})
-        for figures, labels, count in grown(_FEEDBACK):
-            if labels.get(semconv.L_VERDICT) == semconv.VERDICT_CORRECT:
-                figures.correct += count
-            else:
-                figures.incorrect += count
+                grown = series.points[-1][1]
+                if grown > 0:
+                    asked.take(found[int(series.labels[_SLOT])], series.labels, grown)
+        for figures in found:
+            for counts in figures.runs.values():
+                _unpile(counts)
         return found
 
     def _ask(self, asked: _Asked, stretches: Sequence[Stretch]) -> list[Series]:
@@ -141,31 +183,19 @@ def growth(family: str, by: Sequence[str], stretch: Stretch, selector: str = "")
     return f"sum by ({', '.join(by)}) ({increase} + ({born}) or {increase})"
 
 
-def _add_buckets(found: Iterable[tuple[Figures, Mapping[str, str], float]]) -> None:
-    """Add runs under the bucket that each is in; Prometheus's buckets hold those below them too."""
-    ladders: dict[tuple[int, str], tuple[Figures, list[tuple[float, float]]]] = {}
-    for figures, labels, count in found:
-        workflow = labels.get(semconv.WORKFLOW, NONE)
-        ladder = ladders.setdefault((id(figures), workflow), (figures, []))
-        ladder[1].append((float(labels["le"]), count))
-    for (_, workflow), (figures, steps) in ladders.items():
-        below = 0.0
-        for bound, count in sorted(steps):
-            name = "+Inf" if bound == inf else f"{bound:g}"
-            figures.add_runs(workflow, {f"{hourly.BUCKET}{name}": max(0.0, count - below)})
-            below = max(below, count)
+def _unpile(counts: Counts) -> None:
+    """Leave in each bucket the runs that are in it: Prometheus's buckets hold those below them too."""
+    below = 0.0
+    for bound in (*semconv.DURATION_BUCKETS, inf):
+        name = f"{hourly.BUCKET}{_bound(bound)}"
+        reached = counts.get(name, 0.0)
+        if name in counts:
+            counts[name] = max(0.0, reached - below)
+        below = max(below, reached)
 
 
-def _add_calls(figures: Figures, labels: Mapping[str, str], count: float) -> None:
-    counts = {hourly.CALLS: count, f"{hourly.OUTCOME}{labels.get(semconv.OUTCOME, NONE)}": count}
-    error = labels.get("error_type", NONE)
-    if error != NONE:
-        counts[f"{hourly.ERROR}{hourly.plain(error)}"] = count
-    _call(figures, labels, counts)
-
-
-def _call(figures: Figures, labels: Mapping[str, str], counts: Mapping[str, float]) -> None:
-    figures.add_calls(labels.get(semconv.AGENT, NONE), labels.get(semconv.MODEL, NONE), counts)
+def _bound(bound: float) -> str:
+    return "+Inf" if bound == inf else f"{bound:g}"
 
 
 def _quoted(value: str) -> str:

@@ -1,4 +1,4 @@
-"""What a report breaks down: workflows, ends of runs, errors, models, agents and policies, each beside the period before."""
+"""What a report breaks down: workflows, ends of runs, errors, models, agents and policies, beside the period before."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -53,7 +54,7 @@ class Times(NamedTuple):
     def slots(self, stretch: Stretch) -> list[Stretch]:
         """Return the hours of a day, or the days of a week or month, as far as the stretch reaches."""
         starts = [*self._starts(stretch), stretch.until]
-        return [Stretch(*pair) for pair in zip(starts, starts[1:], strict=False)]
+        return [Stretch(*pair) for pair in pairwise(starts)]
 
     def _starts(self, stretch: Stretch) -> Iterator[datetime]:
         moment = stretch.since

@@ -14,6 +14,7 @@ from taskpilot_instrument.golden import Verdict
 if TYPE_CHECKING:
     from taskpilot_instrument._report import Report
 
+HEADS: Final = ("value", "before", "change", "trend", "verdict")
 #: Not ``strftime``'s, which speaks the application's language.
 _WEEKDAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
@@ -44,20 +45,24 @@ def changed(figure: Figure) -> str:
         return f"{figure.change:+.2f} points"
     if figure.change_percent is not None:
         return f"{figure.change_percent:+,.1f} %"
-    sign = "+" if figure.change > 0 else "-"
-    return f"{sign}{shown(abs(figure.change), figure.unit)}"
+    return f"{'+' if figure.change > 0 else ''}{shown(figure.change, figure.unit)}"
 
 
-def trend_of(figure: Figure) -> str:
-    """Say whether a change is better or worse, and whether that rests on few."""
-    if figure.trend is Trend.UNKNOWN:
-        return UNKNOWN
-    return f"{figure.trend} (few)" if figure.few and figure.trend is not Trend.SAME else str(figure.trend)
+def cells(figure: Figure) -> tuple[str, str, str, str, str]:
+    """Show a figure under :data:`HEADS`."""
+    trend = UNKNOWN if figure.trend is Trend.UNKNOWN else str(figure.trend)
+    return (
+        shown(figure.value, figure.unit, is_lower_bound=figure.is_lower_bound),
+        shown(figure.before, figure.unit, is_lower_bound=figure.was_lower_bound),
+        changed(figure),
+        f"{trend} (few)" if figure.few and figure.trend in {Trend.BETTER, Trend.WORSE} else trend,
+        UNKNOWN if figure.verdict is Verdict.UNKNOWN else str(figure.verdict),
+    )
 
 
-def verdict_of(figure: Figure) -> str:
-    """Say how a figure stands against its thresholds."""
-    return UNKNOWN if figure.verdict is Verdict.UNKNOWN else str(figure.verdict)
+def slot_of(report: "Report") -> str:
+    """Name what the course of a figure goes by."""
+    return "hour" if report.period is Period.DAY else "day"
 
 
 def title_of(report: "Report") -> str:
@@ -82,18 +87,37 @@ def label_of(slot: Stretch, times: Times) -> str:
     return f"{local:%H:%M}{f' {local.tzname()}' if local.fold else ''}"
 
 
-def short_label(label: str) -> str:
-    """Return a label as short as an axis needs it: the hour, or the day of the month."""
-    return label[:2] if label[2] == ":" else str(int(label[-2:]))
+def short_label(label: str, places: int) -> str:
+    """Return a label as short as an axis needs it: the hour, the day of the week, or that of the month.
+
+    :param places: how many of them the axis has.
+    """
+    if label[2] == ":":
+        return label[:2]
+    return label[:3] if places <= len(_WEEKDAYS) else str(int(label[-2:]))
 
 
 def about(
-    times: Times, source: Source, now: Facts | None, before: Facts | None, latest: Facts | None
+    times: Times,
+    source: Source,
+    now: Facts | None,
+    before: Facts | None,
+    *,
+    latest: Facts | None,
+    empty_days: int,
 ) -> tuple[str, ...]:
-    """Return what a reader has to know of a report."""
+    """Return what a reader has to know of a report.
+
+    :param latest: what happened since its figures end.
+    :param empty_days: at the beginning of the period before, of which nothing is known, where they matter.
+    """
     notes = [*_of_times(times), *_of_what_is_missing(now, before), *source.notes]
     if times.now.since.timestamp() % source.grain.total_seconds():
         notes.append("The periods of this zone begin within an hour: each hour counts where it begins.")
+    if empty_days:
+        notes.append(
+            f"Before, nothing was recorded in the first {of(empty_days, 'day')}: totals may be of unequal times."
+        )
     if latest is not None:
         notes.append(
             f"The hour since {times.now.until.astimezone(times.zone):%H:%M} is not over, and not in the figures: "
@@ -115,8 +139,8 @@ def _of_times(times: Times) -> list[str]:
     notes = []
     if not times.is_whole:
         notes.append(
-            f"The {times.period} is not over: its first {_length(times.now.length)} are compared with the equal part of "
-            f"the {times.period} before."
+            f"The {times.period} is not over: its first {_length(times.now.length)} are compared with the equal part "
+            f"of the {times.period} before."
             if times.are_equal
             else f"The {times.period} is not over, but longer already than the whole {times.period} before."
         )
