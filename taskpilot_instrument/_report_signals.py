@@ -85,15 +85,15 @@ def _of_calls(name: str) -> Callable[[Facts], Value]:
 
 
 def cost(counts: Mapping[str, float]) -> Decimal | None:
-    """Return what calls cost, exactly; None where there were calls that may be billed, and no cost is known."""
-    if hourly.COST not in counts and counts.get(hourly.UNPRICED):
+    """Return what calls cost, exactly; None where some used tokens or may be billed, and no cost is known."""
+    if hourly.COST not in counts and (counts.get(hourly.UNPRICED) or tokens(counts)):
         return None
     return to_usd(int(counts.get(hourly.COST, 0)))
 
 
 def mean_ms(counts: Mapping[str, float], of: str) -> float | None:
-    """Return the mean duration of runs or calls, in milliseconds."""
-    return counts.get(hourly.MICROSECONDS, 0) / counts[of] / 1e3 if counts.get(of) else None
+    """Return the mean duration of runs or calls, in milliseconds; None where nothing was timed."""
+    return counts[hourly.MICROSECONDS] / counts[of] / 1e3 if counts.get(of) and hourly.MICROSECONDS in counts else None
 
 
 def success(counts: Mapping[str, float], of: str) -> float | None:

@@ -111,7 +111,9 @@ def _workflows(figures: Figures) -> Mapping[str, Counts]:
 
 
 def _by(figures: Figures, place: int) -> dict[str, Counts]:
-    return grouped(figures.calls, {key: key[place] for key in figures.calls})
+    named_so = grouped(figures.calls, {key: key[place] for key in figures.calls})
+    # Prometheus has figures without an agent, which belong to calls that are counted under one.
+    return {name: counts for name, counts in named_so.items() if counts.get(hourly.CALLS) or counts.get(hourly.COST)}
 
 
 def _counted(pairs: Iterable[tuple[str, float]]) -> dict[str, Counts]:

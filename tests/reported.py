@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import openai
@@ -54,10 +54,8 @@ class Program:
 
     def wait_until(self, moment: datetime) -> None:
         """Let time pass."""
-        self._clock.advance(moment.timestamp() - self._now_s())
-
-    def _now_s(self) -> float:
-        return self._clock.clock.epoch_ns() / 1e9
+        moment_us = (moment - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+        self._clock.advance((moment_us * 1000 - self._clock.clock.epoch_ns()) / 1e9)
 
     def run(
         self,

@@ -156,7 +156,7 @@ def to_usd(pico: int) -> Decimal:
 
 def vote_text(vote: Vote) -> str:
     """Return a vote as JSON, without its time: equal votes have equal texts."""
-    return json.dumps(vote._replace(at_s=0.0), ensure_ascii=False)
+    return json.dumps(vote._replace(at_s=0.0))
 
 
 def vote_from(text: str, at_s: float) -> Vote:
@@ -166,7 +166,7 @@ def vote_from(text: str, at_s: float) -> Vote:
 
 def run_text(run: RunLink) -> str:
     """Return a run's link as JSON."""
-    return json.dumps(run, ensure_ascii=False)
+    return json.dumps(run)
 
 
 def run_from(text: str) -> RunLink:
