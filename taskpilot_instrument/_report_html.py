@@ -57,7 +57,7 @@ circle.before { fill: var(--before); }
   body, section { padding: 10px; } svg text { font-size: 20px; }
   table { font-size: 0.84rem; } th, td { padding: 4px; } th:first-child { min-width: 5.5em; }
   td:last-child { white-space: normal; } }
-@media print { :root { --back: #fff; --card: #fff; --text: #000; --quiet: #444; --line: #bbb; --now: #2563eb;
+@media print { :root { --back: #fff; --card: #fff; --text: black; --quiet: dimgray; --line: #bbb; --now: #2563eb;
   --before: #9a3412; --good: #15713a; --warn: #8a5300; --bad: #b42318; }
   body { max-width: none; padding: 0; font-size: 11px; } section { break-inside: avoid; border: 0; padding: 0; }
   .scroll, .course .scroll { overflow: visible; max-height: none; } rect { print-color-adjust: exact; } }
