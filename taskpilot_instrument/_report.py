@@ -1,4 +1,4 @@
-"""``report(...)``: what a day, a week or a month was like, each figure beside that of the period before."""
+"""A report: what a day, a week or a month was like, each figure beside that of the period before."""
 
 import json
 from collections.abc import Mapping
@@ -123,32 +123,10 @@ class Report:
         return self.markdown()
 
 
-def report(
-    period: str = "day",
-    *,
-    end: date | None = None,
-    timezone: str = "UTC",
-    ledger: object = None,
-    prometheus: str | None = None,
-    now: datetime | None = None,
+def make(
+    period: str, *, end: date | None, timezone: str, ledger: object, prometheus: str | None, now: datetime | None
 ) -> Report:
-    """Report on a day, week or month, beside the one before.
-
-    A period that is not over is reported on as far as it has come, in whole hours, and compared with the equal part of
-    the one before.
-
-    :param period: ``day``, ``week`` (from Monday on) or ``month``.
-    :param end: a day of the period, in the time zone; today where it is not given.
-    :param timezone: the periods' zone, such as ``Europe/Berlin``.
-    :param ledger: whose hourly figures are taken: as ``instrument(ledger=…)`` takes it. Without it, that of the
-        instrumentation in force, else ``TASKPILOT_LEDGER``, else the one in the user's state folder.
-    :param prometheus: the URL of a Prometheus to take the figures from instead; ``?job=taskpilot`` at its end narrows
-        it down to one service.
-    :param now: when the report is made, with its time zone; the present where it is not given.
-    :raises ConfigurationError: where the period has not begun, or an argument is none of these.
-    :raises LedgerError: where the ledger cannot be read, or there is none.
-    :raises SourceError: where Prometheus cannot be asked.
-    """
+    """Make a report; see :func:`taskpilot_instrument.report`."""
     if period not in list(Period):
         raise ConfigurationError(f"period={period!r}: expected day, week or month")
     if end is not None and (not isinstance(end, date) or isinstance(end, datetime)):

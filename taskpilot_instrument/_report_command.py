@@ -52,7 +52,7 @@ def add_report(commands: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Make a report, write it, and return the exit status."""
-    from taskpilot_instrument._report import report
+    from taskpilot_instrument._reporting import report
     from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
 
     try:
