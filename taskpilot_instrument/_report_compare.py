@@ -119,7 +119,7 @@ def _verdict(key: str, facts: Facts | None, value: Value) -> Verdict:
 
 
 def _is_lower_bound(key: str, facts: Facts | None) -> bool:
-    return facts is not None and key in OF_COST and facts.sample.unpriced > 0
+    return facts is not None and key in OF_COST and facts.sample.unpriced != 0
 
 
 def worst(figures: Iterable[Figure]) -> Verdict:

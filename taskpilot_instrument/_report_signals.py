@@ -1,12 +1,12 @@
 """The figures of a report, each defined once over what happened; the golden ones as everywhere else."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
+from taskpilot_instrument._fleet import quantile
 from taskpilot_instrument._report_figures import Counts, Figures, named
 from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.golden import GoldenSignals, of_sample
@@ -65,7 +65,7 @@ def _runs(facts: Facts) -> float:
 
 
 def _calls(facts: Facts) -> float:
-    return facts.sample.calls
+    return facts.calls.get(hourly.CALLS, 0)
 
 
 def _votes(facts: Facts) -> float:
@@ -101,24 +101,16 @@ def success(counts: Mapping[str, float], of: str) -> float | None:
     return _signals.percent(counts.get(_SUCCESS, 0), counts.get(of))
 
 
-def p95_ms(counts: Mapping[str, float]) -> float | None:
-    """Return the 95th percentile of durations from their buckets, in milliseconds; None where nothing was timed.
-
-    As Prometheus's ``histogram_quantile`` has it: within a bucket durations are taken to lie evenly; beyond the last
-    bound, the bound stands for what is more.
-    """
+def p95(counts: Mapping[str, float]) -> tuple[int, float | None, tuple[float, float] | None]:
+    """Return how many durations are in buckets, their 95th percentile in milliseconds, and between which it lies."""
     buckets = dict(named(counts, hourly.BUCKET))
-    amounts = [buckets.get(f"{bound:g}", 0) for bound in DURATION_BUCKETS] + [buckets.get("+Inf", 0)]
-    reached = list(accumulate(amounts))
-    if not reached[-1]:
-        return None
-    rank = 0.95 * reached[-1]
-    place = bisect_left(reached, rank)
-    if place >= len(DURATION_BUCKETS):
-        return DURATION_BUCKETS[-1] * 1e3
-    low = DURATION_BUCKETS[place - 1] if place else 0.0
-    below = reached[place - 1] if place else 0
-    return 1e3 * (low + (DURATION_BUCKETS[place] - low) * (rank - below) / amounts[place])
+    bounds = [*(f"{bound:g}" for bound in DURATION_BUCKETS), "+Inf"]
+    return quantile(dict(zip(bounds, accumulate(buckets.get(bound, 0) for bound in bounds), strict=True)))
+
+
+def p95_ms(counts: Mapping[str, float]) -> float | None:
+    """Return the 95th percentile of durations, in milliseconds; None where nothing was timed."""
+    return p95(counts)[1]
 
 
 def tokens(counts: Mapping[str, float]) -> float:
@@ -144,7 +136,7 @@ def _coverage(facts: Facts) -> Value:
 
 
 def _wasted(facts: Facts) -> Value:
-    return facts.sample.wasted.usd
+    return None if facts.sample.wasted is None else facts.sample.wasted.usd
 
 
 DEFINITIONS: Final = {
@@ -194,24 +186,30 @@ def facts_of(figures: Figures) -> Facts | None:
     """Return what happened all together; None where nothing was recorded."""
     if figures.is_empty:
         return None
-    runs, calls = figures.of_runs(), figures.of_calls()
+    runs, calls, lacks = figures.of_runs(), figures.of_calls(), figures.lacks
+    timed, latency, bounds = p95(runs)
+
+    def count(counts: Counts, name: str) -> int | None:
+        return None if name in lacks else round(counts.get(name, 0))
+
     whole = Sample(
         runs=runs.get(hourly.RUNS, 0),
         successes=runs.get(_SUCCESS, 0),
-        p95_ms=p95_ms(runs),
-        timed=round(sum(count for _, count in named(runs, hourly.BUCKET))),
+        p95_ms=latency,
+        timed=timed,
         spent_usd=to_usd(int(calls.get(hourly.COST, 0))),
         calls=round(calls.get(hourly.CALLS, 0)),
-        priced=round(calls.get(hourly.PRICED, 0)),
+        priced=count(calls, hourly.PRICED),
         unpriced=round(calls.get(hourly.UNPRICED, 0)),
         violations=runs.get(hourly.VIOLATIONS, 0),
         correct=figures.correct,
         incorrect=figures.incorrect,
-        checked=round(runs.get(hourly.CHECKED, 0)),
-        check_failed=round(runs.get(hourly.CHECK_FAILED, 0)),
-        wasted=_waste(calls),
+        checked=count(runs, hourly.CHECKED),
+        check_failed=count(runs, hourly.CHECK_FAILED),
+        wasted=None if hourly.WASTED in lacks else _waste(calls),
+        p95_bounds_ms=bounds,
     )
-    return Facts(runs, calls, whole, of_sample(whole), figures.lacks)
+    return Facts(runs, calls, whole, of_sample(whole, None, None, None, None), lacks)
 
 
 def value_of(definition: Definition, facts: Facts | None) -> Value:

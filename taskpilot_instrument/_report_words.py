@@ -121,7 +121,7 @@ def about(
     if latest is not None:
         notes.append(
             f"The hour since {times.now.until.astimezone(times.zone):%H:%M} is not over, and not in the figures: "
-            f"{of(round(latest.sample.runs), 'run')}, {usd(float(latest.sample.spent_usd))} so far."
+            f"{of(round(latest.sample.runs), 'run')}, {usd(latest.golden.total_cost_usd)} so far."
         )
     if now is not None and now.sample.unpriced:
         notes.append(

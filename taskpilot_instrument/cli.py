@@ -18,6 +18,7 @@ examples:
   taskpilot-instrument demo --serve             run on and on, with the live page at http://127.0.0.1:8080
   taskpilot-instrument signals --window 15m     the golden signals of a running page
   taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
+  taskpilot-instrument signals --source http://prometheus:9090 --window 1h    of all processes that it scrapes
   taskpilot-instrument budgets --format json    how every budget stands
   taskpilot-instrument report --period week     the week so far, beside the one before
   taskpilot-instrument prices gpt-4o-mini       what a model costs
@@ -74,11 +75,13 @@ def _parser() -> ArgumentParser:
     serve.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0 picks a free one")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind to; any but this machine's needs --token")
     serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
+    serve.add_argument("--source", help="Prometheus whose golden signals are shown, those of all processes")
 
     signals = _asking(commands, "signals", "show the golden signals of a running page")
     signals.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     for name in ("workflow", "agent", "model"):
         signals.add_argument(f"--{name}", help=f"only this {name}")
+    signals.add_argument("--source", help="a Prometheus to ask in place of a page; its token is TASKPILOT_SOURCE_TOKEN")
     signals.add_argument("--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds")
     signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
     _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")

@@ -297,7 +297,7 @@ class Instrumentation(Answers, Voting):
             missing=tuple(patch.target for patch in self._patches if not patch.found),
             errors_swallowed={where: n for where, n in errors.items() if n},
             calls_seen=tally.calls_seen() - self._seen_before,
-            calls_recorded=signals.sample.calls - self.metrics.tracked,
+            calls_recorded=(signals.sample.calls or 0) - self.metrics.tracked,
             cost_coverage=signals.cost_coverage,
             label_overflow=_label_overflow(self.metrics),
             spans_go_to=self._provider.destination,

@@ -74,6 +74,7 @@ LEVELS: Final = {
     "_alerting": 4,
     "_bodies": 4,
     "_callables": 4,
+    "_fleet": 4,
     "_framework_runs": 4,
     "_checks": 4,
     "_estimates": 4,
