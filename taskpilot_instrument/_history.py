@@ -45,6 +45,7 @@ class History:
         self._ledger = ledger
         self._clock = clock
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
@@ -192,6 +193,7 @@ class History:
     def _begin_anew(self) -> None:
         """After a fork: what the parent has not written yet is the parent's to write."""
         self._pid, self._writer, self._wake = os.getpid(), None, threading.Event()
+        self._writing = threading.Lock()
         self._waiting.clear()
         self._figures.clear()
 
@@ -211,18 +213,28 @@ class History:
                 swallow(self.where, error)
 
     def flush(self) -> bool:
-        """Write what waits; tell whether all of it was written. What cannot be written goes on waiting."""
+        """Write what waits; tell whether all of it was written. What cannot be written goes on waiting.
+
+        What another thread is writing is written too when this returns.
+        """
         if self._ledger is None:
             return True
+        if os.getpid() != self._pid:
+            with self._lock:
+                self._begin_anew()
+        with self._writing:
+            return self._write(self._ledger)
+
+    def _write(self, ledger: Ledger) -> bool:
         with self._lock:
             figures, self._figures = self._figures, {}
             links = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
             for begin in range(0, len(links), _BATCH):
-                self._ledger.put_runs(links[begin : begin + _BATCH])
+                ledger.put_runs(links[begin : begin + _BATCH])
             links = []
             if figures:
-                self._ledger.add_rollups([Rollup(hour, key, counts) for (hour, key), counts in figures.items()])
+                ledger.add_rollups([Rollup(hour, key, counts) for (hour, key), counts in figures.items()])
         except LedgerError:
             with self._lock:
                 self._waiting.extendleft(reversed(links))
