@@ -2,20 +2,22 @@
 
 What a counter grew by is counted exactly, where ``increase()`` would stretch it to the ends of the window. For each
 series it is the last value, less the last one before the window, plus what it had come to at each restart within. Of
-targets that did not restart Prometheus adds that up; of those that did, the samples themselves are read.
+targets that did not restart Prometheus adds that up; of those that did, the samples themselves are read. A restart is
+known by the start time that a process tells, by when its counters were created, and by any counter that fell; all
+counters of a target began anew with it, also those that have overtaken their old value when they are seen again.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from math import fsum, inf
 from typing import Final, NamedTuple
 
 from taskpilot_instrument import golden, semconv
-from taskpilot_instrument._prometheus import Prometheus
+from taskpilot_instrument._prometheus import Prometheus, Series
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.semconv import Kind, Outcome
@@ -39,9 +41,12 @@ _BEFORE_S: Final = 3600
 _SETTLED_S: Final = 1.0
 #: Restarted targets whose samples are read at once, which bounds what an answer takes of memory.
 _AT_ONCE: Final = 20
-_WITNESSES: Final = (
+#: Feedback is no witness of a restart: it goes down where a user changes a vote.
+_FALL: Final = (
     *RUNS.values(), *LATENCY.values(), semconv.M_LLM_COST, semconv.M_LLM_UNPRICED, semconv.M_POLICY_VIOLATIONS,
 )  # fmt: skip
+#: Gauges that change with a restart; prometheus_client has both, unless they were switched off.
+_CHANGE: Final = ("process_start_time_seconds", *(f"{name.removesuffix('_total')}_created" for name in RUNS.values()))
 #: Money is counted in whole pico-dollars; what floats add below that is noise.
 _PICO: Final = Decimal("1e-12")
 
@@ -136,6 +141,7 @@ class _Growth:
         )
         self._base = None if seconds is None else f"[{_BEFORE_S}s] offset {seconds}s"
         self._restarted = self._find_restarted()
+        self._restarts = self._find_restarts()
 
     def of(self, family: str, by: str | None = None, *, whole: bool = False) -> dict[str, float] | None:
         """Return growth by the values of a label; None where the filter cannot be answered by this family.
@@ -160,20 +166,37 @@ class _Growth:
 
     def _read(self, family: str, by: str | None) -> Iterator[tuple[str, float]]:
         """Yield the growth of each series of the targets that restarted."""
+        falls = family != semconv.M_FEEDBACK
+        for series in self._samples(family):
+            restarts = self._restarts[_target(series)]
+            yield series.labels.get(by or "", ""), grown(series.points, self._reach.since, restarts, falls=falls)
+
+    def _samples(self, family: str) -> Iterator[Series]:
         for place in range(0, len(self._restarted), _AT_ONCE):
             these = f"instance=~{_any(self._restarted[place : place + _AT_ONCE])}"
-            for series in self._prometheus.query(self._selector(family, these) + self._reach.whole, self._at):
-                yield series.labels.get(by or "", ""), grown(series.points, self._reach.since)
+            yield from self._prometheus.query(self._selector(family, these) + self._reach.whole, self._at)
 
     def _find_restarted(self) -> list[str]:
-        """Return the targets of which a counter began anew.
+        """Return the instances of which anything says that they restarted."""
+        names = "|".join(RUNS.values())
+        ours = f"count by (instance) (last_over_time({{__name__=~{_quoted(names)}}}{self._reach.whole}))"
+        fell = [f"resets({self._selector(family)}{self._reach.whole})" for family in _FALL]
+        changed = [f"changes({self._selector(family)}{self._reach.whole})" for family in _CHANGE]
+        expr = " or ".join(f"count by (instance) ({each} > 0)" for each in (*fell, *changed))
+        found = self._prometheus.query(f"({expr}) and {ours}", self._at)
+        return [series.labels.get("instance", "") for series in found]
 
-        Feedback is no witness: it goes down where a user changed a vote.
-        """
-        expr = " or ".join(
-            f"count by (instance) (resets({self._selector(family)}{self._reach.whole}) > 0)" for family in _WITNESSES
-        )
-        return [series.labels.get("instance", "") for series in self._prometheus.query(expr, self._at)]
+    def _find_restarts(self) -> dict[tuple[str, str], set[float]]:
+        """Return when each of these targets was scraped for the last time before a restart."""
+        found: dict[tuple[str, str], set[float]] = defaultdict(set)
+        for family in (*_CHANGE, *RUNS.values()):
+            for series in self._samples(family):
+                found[_target(series)].update(
+                    moment
+                    for (moment, value), (_, after) in pairwise(series.points)
+                    if (after != value if family in _CHANGE else after < value)
+                )
+        return found
 
     def _can_tell(self, family: str) -> bool:
         return self._asked.keys() <= _labels(family)
@@ -185,15 +208,22 @@ class _Growth:
         return f"{family}{{{','.join([*given, *filter(None, [further])])}}}"
 
 
-def grown(points: Sequence[tuple[float, float]], since: float) -> float:
-    """Return what a counter grew by, exactly: a value that is lower than the one before began at zero again.
+def grown(
+    points: Sequence[tuple[float, float]], since: float, restarts: Collection[float] = (), *, falls: bool = True
+) -> float:
+    """Return what a counter grew by, exactly: after a restart it began at zero again.
 
     :param points: time and value, oldest first.
     :param since: what it had come to by then does not count; a counter that was born later began at zero.
+    :param restarts: times after which the process is known to have restarted before it was seen again.
+    :param falls: whether a value that is lower than the one before says so, too.
     """
-    before = [value for moment, value in points if moment <= since][-1:] or [0.0]
-    values = before + [value for moment, value in points if moment > since]
-    return fsum(after - earlier if after >= earlier else after for earlier, after in pairwise(values))
+    before = [point for point in points if point[0] <= since][-1:] or [(-inf, 0.0)]
+    within = [point for point in points if point[0] > since]
+    return fsum(
+        value if moment in restarts or (falls and value < earlier) else value - earlier
+        for (moment, earlier), (_, value) in pairwise(before + within)
+    )
 
 
 def quantile(buckets: dict[str, float], share: float = 0.95) -> tuple[int, float | None, tuple[float, float] | None]:
@@ -217,7 +247,12 @@ def quantile(buckets: dict[str, float], share: float = 0.95) -> tuple[int, float
 
 
 def _labels(family: str) -> set[str]:
-    return set(semconv.METRIC_LABELS[family.removesuffix("_bucket")])
+    """Return the labels of a family; those that only tell of restarts are asked for without any."""
+    return set(semconv.METRIC_LABELS.get(family.removesuffix("_bucket"), ()))
+
+
+def _target(series: Series) -> tuple[str, str]:
+    return series.labels.get("job", ""), series.labels.get("instance", "")
 
 
 def _quoted(value: str) -> str:

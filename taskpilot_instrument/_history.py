@@ -8,18 +8,20 @@ import os
 import threading
 from bisect import bisect_left
 from collections import deque
-from typing import Final
+from decimal import Decimal
+from typing import Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
-from taskpilot_instrument._waste import waste_of
+from taskpilot_instrument._records import Checked, Event, Finished
+from taskpilot_instrument._waste import Waste, waste_of
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind
+from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind, Outcome
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
+from taskpilot_instrument.usage import TokenUsage
 
 _log = logging.getLogger("taskpilot_instrument")
 
@@ -27,10 +29,95 @@ _MOST_LINKS: Final = 1_000
 _MOST_WAITING: Final = 50_000
 _MOST_KEYS: Final = 5_000
 _BATCH: Final = 500
+#: Runs and calls that are counted at once, unless the writer comes first.
+_MOST_SEEN: Final = 200
 _PAUSE_S: Final = 1.0
 #: Figures under one key: errors have types of the provider's making.
 _MOST_NAMES: Final = 200
 _BOUNDS: Final = (*(f"{bound:g}" for bound in DURATION_BUCKETS), "+Inf")
+
+
+class _Seen(NamedTuple):
+    """What is counted of a run or call; without the record, which would keep the application's objects alive."""
+
+    hour: int
+    is_run: bool
+    name: str | None
+    model: str | None
+    outcome: Outcome
+    duration_ns: int
+    usage: TokenUsage | None
+    cost: Decimal | None
+    is_billed: bool
+    is_partial: bool
+    lost: Waste | None
+    error_type: str | None
+    checked: Checked
+
+
+_new: Final = tuple.__new__
+
+
+def _seen(record: Finished, hour: int) -> _Seen:
+    llm = record.llm
+    if llm is None:
+        return _new(
+            _Seen,
+            (
+                hour, True, record.workflow, None, record.outcome, record.duration_ns, None, None, False, False, None,
+                None, record.checked,
+            ),
+        )  # fmt: skip
+    is_billed = llm.billable or record.usage is not None
+    return _new(
+        _Seen,
+        (
+            hour, False, record.agent, record.model, record.outcome, record.duration_ns, record.usage, record.cost,
+            is_billed, record.cost_source == COST_PARTIAL, waste_of(record), record.error_type, record.checked,
+        ),
+    )  # fmt: skip
+
+
+def _run_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+    """Return under which key a run counts, and its figures."""
+    figures = {
+        hourly.RUNS: 1,
+        f"{hourly.OUTCOME}{seen.outcome}": 1,
+        hourly.MICROSECONDS: seen.duration_ns // 1000,
+        f"{hourly.BUCKET}{_BOUNDS[bisect_left(DURATION_BUCKETS, seen.duration_ns / 1e9)]}": 1,
+    }
+    if seen.checked is Checked.YES:
+        figures[hourly.CHECKED] = 1
+    elif seen.checked is Checked.FAILED:
+        figures[hourly.CHECK_FAILED] = 1
+    return hourly.of_run(seen.name), figures
+
+
+def _call_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+    """Return under which key an LLM call counts, and its figures."""
+    figures = {
+        hourly.CALLS: 1, f"{hourly.OUTCOME}{seen.outcome}": 1, hourly.MICROSECONDS: seen.duration_ns // 1000,
+    }  # fmt: skip
+    usage, lost = seen.usage, seen.lost
+    if usage is not None:
+        figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}
+    if seen.cost is not None:
+        figures[hourly.COST] = to_pico(seen.cost)
+        figures[hourly.UNPRICED if seen.is_partial else hourly.PRICED] = 1
+    elif seen.is_billed:
+        figures[hourly.UNPRICED] = 1
+    if lost is not None:
+        figures |= {
+            hourly.WASTED: to_pico(lost.usd),
+            hourly.WASTED_TOKENS: lost.tokens,
+            hourly.WASTED_CALLS: lost.calls,
+            hourly.WASTED_UNPRICED: lost.unpriced,
+            hourly.WASTED_ATTEMPTS: lost.attempts,
+            hourly.RETRIES: lost.retries,
+        }
+    if seen.error_type is not None:
+        figures[f"{hourly.ERROR}{hourly.plain(seen.error_type)}"] = 1
+    return hourly.of_call(seen.name, seen.model), figures
 
 
 class History:
@@ -48,6 +135,7 @@ class History:
         self._writing = threading.Lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
+        self._seen: deque[_Seen] = deque()
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
         self._wake = threading.Event()
         self._closed = False
@@ -72,11 +160,16 @@ class History:
             return
         if self._ledger is None:
             return
-        with self._lock:
-            if os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            with self._lock:
                 self._begin_anew()
-            self._count(record)
-        self._start_writer()
+        # Counted later, many at once: an agent waits for no more than their being written down.
+        self._seen.append(_seen(record, self._hour()))
+        if len(self._seen) >= _MOST_SEEN:
+            with self._lock:
+                self._count()
+        if self._writer is None:
+            self._start_writer()
 
     def noted(self, event: Event, /) -> None:
         """Count a violation, or what a guardrail blocked."""
@@ -109,51 +202,11 @@ class History:
             if self._ledger is not None:
                 self._waiting.append(link)
 
-    def _count(self, record: Finished) -> None:
-        if record.llm is None:
-            self._count_run(record)
-        else:
-            self._count_call(record, record.llm)
-
-    def _count_run(self, record: Finished) -> None:
-        place = bisect_left(DURATION_BUCKETS, record.duration_ns / 1e9)
-        figures = {
-            hourly.RUNS: 1,
-            f"{hourly.OUTCOME}{record.outcome}": 1,
-            hourly.MICROSECONDS: record.duration_ns // 1000,
-            f"{hourly.BUCKET}{_BOUNDS[place]}": 1,
-        }
-        if record.checked is Checked.YES:
-            figures[hourly.CHECKED] = 1
-        elif record.checked is Checked.FAILED:
-            figures[hourly.CHECK_FAILED] = 1
-        self._add(self._hour(), hourly.of_run(record.workflow), figures)
-
-    def _count_call(self, record: Finished, llm: LLMCall) -> None:
-        figures = {
-            hourly.CALLS: 1, f"{hourly.OUTCOME}{record.outcome}": 1, hourly.MICROSECONDS: record.duration_ns // 1000,
-        }  # fmt: skip
-        usage = record.usage
-        if usage is not None:
-            figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}
-        if record.cost is not None:
-            figures[hourly.COST] = to_pico(record.cost)
-            figures[hourly.UNPRICED if record.cost_source == COST_PARTIAL else hourly.PRICED] = 1
-        elif llm.billable or usage is not None:
-            figures[hourly.UNPRICED] = 1
-        lost = waste_of(record)
-        if lost is not None:
-            figures |= {
-                hourly.WASTED: to_pico(lost.usd),
-                hourly.WASTED_TOKENS: lost.tokens,
-                hourly.WASTED_CALLS: lost.calls,
-                hourly.WASTED_UNPRICED: lost.unpriced,
-                hourly.WASTED_ATTEMPTS: lost.attempts,
-                hourly.RETRIES: lost.retries,
-            }
-        if record.error_type is not None:
-            figures[f"{hourly.ERROR}{hourly.plain(record.error_type)}"] = 1
-        self._add(self._hour(), hourly.of_call(record.agent, record.model), figures)
+    def _count(self) -> None:
+        """Count what was seen since; the caller holds the lock."""
+        while self._seen:
+            seen = self._seen.popleft()
+            self._add(seen.hour, *(_run_figures(seen) if seen.is_run else _call_figures(seen)))
 
     def _hour(self) -> int:
         seconds = self._clock.epoch_ns() // 1_000_000_000
@@ -195,6 +248,7 @@ class History:
         self._pid, self._writer, self._wake = os.getpid(), None, threading.Event()
         self._writing = threading.Lock()
         self._waiting.clear()
+        self._seen.clear()
         self._figures.clear()
 
     def _start_writer(self) -> None:
@@ -227,6 +281,7 @@ class History:
 
     def _write(self, ledger: Ledger) -> bool:
         with self._lock:
+            self._count()
             figures, self._figures = self._figures, {}
             links = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:

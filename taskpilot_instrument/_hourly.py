@@ -69,7 +69,7 @@ OTHER_CALLS: Final = f"{AGENT}={OTHER}|{MODEL}={OTHER}"
 @lru_cache(maxsize=4096)
 def plain(value: str | None) -> str:
     """Return a name as it may stand in a key or figure."""
-    return (value or NONE)[:_LONGEST].encode("utf-8", "replace").decode().translate(_ESCAPED)
+    return (value or NONE)[:_LONGEST].encode("utf-8", "backslashreplace").decode().translate(_ESCAPED)
 
 
 def named(value: str) -> str:

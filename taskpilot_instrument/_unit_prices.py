@@ -40,7 +40,7 @@ class Rates:
 
     __slots__ = (
         "_base", "_cache_is_unknown", "_cached_audio_rated", "_dearest", "_exponent", "_input_audio_rated",
-        "_output_audio_rated", "_output_rated", "_per_request", "_tiers", "fees", "is_partial",
+        "_output_audio_rated", "_output_rated", "_per_request", "_pico", "_tiers", "fees", "is_partial",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,9 @@ class Rates:
         self._per_request = _whole(per_thousand_requests, shift) * 1000
         listed = ((-1, self._base), *self._tiers) if self._base is not None else ()
         self._dearest = tuple((start, _dearest(each)) for start, each in listed)
+        #: How many pico-dollars the unit is, or how many units one pico-dollar is.
+        digits = _PICO_DIGITS + self._exponent
+        self._pico: tuple[int, int] = (10 ** max(0, digits), 10 ** max(0, -digits))
         self._output_rated = OUTPUT in rates
         self._input_audio_rated = _INPUT_AUDIO in rates
         self._output_audio_rated = _OUTPUT_AUDIO in rates
@@ -99,7 +102,7 @@ class Rates:
         total = sum(map(mul, rates, usage), self._per_request)
         return EXACT.scaleb(total, self._exponent)
 
-    def most_pico(self, given: int, made: int, *, has_media: bool) -> int | None:
+    def most_pico(self, given: int, made: int, has_media: bool) -> int | None:  # noqa: FBT001 - given by place
         """Return the most that so many tokens may cost, in pico-dollars, rounded up; None without a rate.
 
         :param has_media: whether sound or pictures are among them.
@@ -110,10 +113,10 @@ class Rates:
         for start, (text_in, text_out, media_in, media_out) in self._dearest:
             if given > start:
                 cost = given * media_in + made * media_out if has_media else given * text_in + made * text_out
-                most = max(most, cost)
-        exponent = _PICO_DIGITS + self._exponent
-        most += self._per_request
-        return int(most * 10**exponent) if exponent >= 0 else -(-most // 10**-exponent)
+                if cost > most:
+                    most = cost  # max() takes longer than all the rest
+        times, parts = self._pico
+        return -(-(most + self._per_request) * times // parts)
 
     def _covers(self, usage: TokenUsage, rates: TokenUsage) -> bool:
         """Tell whether the rates say what audio, image and uncounted tokens cost."""

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 from backends import Prometheus, free_port, prometheus, run, wait_for
@@ -213,24 +213,49 @@ SCRAPE_S: Final = 15
 HOURS: Final = 3
 
 
-def stories(chance: random.Random, now: int) -> dict[str, list[tuple[int, int]]]:
-    """Return the samples of counters that are born, restart, are not reached for a while, and die, by target."""
+class Seen(NamedTuple):
+    """One scrape of a counter.
+
+    :param began: when the process began that told it.
+    """
+
+    at: int
+    value: int
+    began: int
+
+
+def stories(chance: random.Random, now: int) -> dict[str, list[Seen]]:
+    """Return the scrapes of targets that are born, restart, are not reached for a while, and die.
+
+    After a restart a counter may be back at once at what it was, or beyond.
+    """
     found = {}
     for number in range(40):
         born, died = sorted(chance.sample(range(HOURS * 3600), 2)) if number % 2 else (0, HOURS * 3600)
-        value, points = 0, []
+        value, began, seen = 0, born, []
         away = range(0)
         for second in range(born, died, SCRAPE_S):
             if chance.random() < 0.01 and number % 4 < 2:
-                value = 0  # a restart
+                value, began = chance.choice((0, value, value + 1)), second
             elif chance.random() < 0.3:
                 value += chance.randint(1, 5)
             if chance.random() < 0.01:
                 away = range(second, second + chance.randint(1, 40) * SCRAPE_S)
             if second not in away:
-                points.append((now - HOURS * 3600 + second, value))
-        found[f"10.0.0.{number}:9464"] = points
+                start = now - HOURS * 3600
+                seen.append(Seen(start + second, value, start + began))
+        found[f"10.0.0.{number}:9464"] = seen
     return found
+
+
+def seen_within(scrapes: list[Seen], since: int) -> int:
+    """Return what was counted after a moment: of each life the last that was seen, less the last seen before."""
+    first, last = {each.began: 0 for each in scrapes}, {each.began: 0 for each in scrapes}
+    for each in scrapes:
+        last[each.began] = each.value
+        if each.at <= since:
+            first[each.began] = each.value
+    return sum(last.values()) - sum(first.values())
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -239,9 +264,13 @@ def test_any_history_is_counted_exactly(seed: int, tmp_path: Path) -> None:
     now = int(time.time())
     told = stories(random.Random(seed), now)
     lines = ["# TYPE taskpilot_workflow_runs counter"]
-    for target, points in told.items():
+    for target, scrapes in told.items():
         labels = f'{{job="taskpilot",instance="{target}",workflow="w",outcome="success"}}'
-        lines += [f"taskpilot_workflow_runs_total{labels} {value} {at}" for at, value in points]
+        lines += [f"taskpilot_workflow_runs_total{labels} {each.value} {each.at}" for each in scrapes]
+    lines.append("# TYPE process_start_time_seconds gauge")
+    for target, scrapes in told.items():
+        labels = f'{{job="taskpilot",instance="{target}"}}'
+        lines += [f"process_start_time_seconds{labels} {each.began} {each.at}" for each in scrapes]
     (tmp_path / "history.txt").write_text("\n".join([*lines, "# EOF", ""]))
     made = run("promtool", "tsdb", "create-blocks-from", "openmetrics", tmp_path / "history.txt", tmp_path / "data")
     assert 0 == made.returncode, made.stderr
@@ -250,6 +279,6 @@ def test_any_history_is_counted_exactly(seed: int, tmp_path: Path) -> None:
             found = tp.golden_signals(source=running.url, window=window)
             # Prometheus chose the moment: it may be any of these.
             moments = range(now - 2, int(time.time()) + 1)
-            expected = [sum(grown(points, moment - seconds) for points in told.values()) for moment in moments]
+            expected = [sum(seen_within(scrapes, moment - seconds) for scrapes in told.values()) for moment in moments]
             assert found.runs in expected, (window, expected)
             assert found.runs > 0

@@ -54,6 +54,7 @@ LEVELS: Final = {
     "pricing": 2,
     "usage": 2,
     "_backlog": 3,
+    "_budget_accounts": 3,
     "_budget_file": 3,
     "_budget_windows": 1,
     "_budget_words": 3,

@@ -266,7 +266,7 @@ def test_names_are_text(tmp_path: Path) -> None:
         for name in NASTY:
             runs.run(agent=name, workflow=name)
     made = tp.report("month", end=MONDAY.date(), ledger=place, now=MONDAY + timedelta(days=60))
-    names = {name.encode("utf-8", "replace").decode() for name in NASTY}
+    names = {name.encode("utf-8", "backslashreplace").decode() for name in NASTY}
     assert names == {row.name for row in made.tables["agents"].rows}
     assert names == {row.name for row in made.tables["workflows"].rows}
     assert "<script" not in made.html()

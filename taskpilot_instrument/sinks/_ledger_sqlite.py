@@ -16,6 +16,7 @@ from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.sinks import _ledger_sql as sql
 from taskpilot_instrument.sinks._ledger_gate import Gate, tell_of_forks
 from taskpilot_instrument.sinks._ledger_records import (
+    UNENCODABLE,
     Claim,
     Rollup,
     RunLink,
@@ -151,7 +152,7 @@ class SqliteLedger:
                     return _patiently(connection, *statements[0], self._wait_s)
                 _patiently(connection, "BEGIN IMMEDIATE", (), self._wait_s)
                 for statement, values in statements:
-                    connection.execute(statement, values)
+                    _execute(connection, statement, values)
                 return _patiently(connection, "COMMIT", (), self._wait_s)
             except sqlite3.Error as error:
                 if connection.in_transaction or not _is_busy(error):
@@ -271,7 +272,7 @@ def _patiently(connection: sqlite3.Connection, statement: str, values: Sequence[
     patience = None
     while True:
         try:
-            cursor = connection.execute(statement, values)
+            cursor = _execute(connection, statement, values)
             return _Answer(cursor.fetchall(), cursor.rowcount)
         except sqlite3.Error as error:
             if not _is_busy(error):
@@ -280,6 +281,17 @@ def _patiently(connection: sqlite3.Connection, statement: str, values: Sequence[
             if patience.is_over():
                 raise
         sleep(_NAP_S)
+
+
+def _execute(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> sqlite3.Cursor:
+    """Run a statement; what comes from outside may hold halves of surrogate pairs, which no file can."""
+    try:
+        return connection.execute(statement, values)
+    except UnicodeEncodeError:
+        return connection.execute(
+            statement,
+            [value.encode("utf-8", UNENCODABLE).decode() if isinstance(value, str) else value for value in values],
+        )
 
 
 class _Patience:
