@@ -11,7 +11,9 @@ from taskpilot_instrument._prometheus import Prometheus, Series
 from taskpilot_instrument._report_figures import Counts, Figures
 from taskpilot_instrument._report_times import Stretch
 from taskpilot_instrument.semconv import NONE
+from taskpilot_instrument.settings import Settings
 
+#: A month may have much to read.
 _TIMEOUT_S: Final = 120.0
 _PICO: Final = 10**12
 _SLOT: Final = "slot"
@@ -115,7 +117,8 @@ _ASKED: Final = (
 class PrometheusSource:
     """A Prometheus as a source of reports.
 
-    :param url: its address; ``?job=taskpilot`` at its end narrows it down to one service.
+    :param url: its address; ``?job=taskpilot`` at its end narrows it down to one service. A bearer token comes from
+        ``TASKPILOT_SOURCE_TOKEN``.
     :raises ConfigurationError: where it is no address.
     """
 
@@ -127,7 +130,9 @@ class PrometheusSource:
     )
 
     def __init__(self, url: str) -> None:
-        self._prometheus = Prometheus(url, timeout_s=_TIMEOUT_S)
+        settings = Settings()
+        timeout_s = max(_TIMEOUT_S, settings.source_timeout_s)
+        self._prometheus = Prometheus(url, token=settings.source_token, timeout_s=timeout_s)
         self.name = f"Prometheus {self._prometheus.address}"
         self._selector = ",".join(f"{name}={_quoted(value)}" for name, value in self._prometheus.matchers.items())
         if self._selector:

@@ -27,7 +27,7 @@ def report(
     :param ledger: whose hourly figures are taken: as ``instrument(ledger=…)`` takes it. Without it, that of the
         instrumentation in force, else ``TASKPILOT_LEDGER``, else the one in the user's state folder.
     :param prometheus: the URL of a Prometheus to take the figures from instead; ``?job=taskpilot`` at its end narrows
-        it down to one service.
+        it down to one service. A bearer token comes from ``TASKPILOT_SOURCE_TOKEN``.
     :param now: when the report is made, with its time zone; the present where it is not given.
     :raises ConfigurationError: where the period has not begun, or an argument is none of these.
     :raises LedgerError: where the ledger cannot be read, or there is none.
