@@ -3,14 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import zip_longest
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from taskpilot_instrument._report_compare import Figure, compare, plain, worst
 from taskpilot_instrument._report_figures import Figures, Source
-from taskpilot_instrument._report_ledger import LedgerSource, ledger_in_force
+from taskpilot_instrument._report_ledger import LedgerSource
 from taskpilot_instrument._report_review import REVIEWS, Review
 from taskpilot_instrument._report_signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
 from taskpilot_instrument._report_tables import Table, tables
@@ -150,7 +150,7 @@ def _report(source: Source, times: Times, timezone: str, moment: datetime) -> Re
     before, course_before = source.read(times.before, times.slots(times.before))
     pair = facts_of(now), facts_of(before)
     latest = None
-    if not times.is_whole and times.now.until < moment:
+    if not times.is_whole and moment - times.now.until >= timedelta(minutes=1):
         latest = facts_of(source.read(Stretch(times.now.until, moment), [])[0])
     here = times.zone
     return Report(
@@ -211,6 +211,4 @@ def _source(ledger: object, prometheus: str | None) -> Source:
         from taskpilot_instrument._report_prometheus import PrometheusSource
 
         return PrometheusSource(prometheus)
-    if ledger is None:
-        ledger = ledger_in_force()
     return LedgerSource(Settings().ledger if ledger is None else ledger)

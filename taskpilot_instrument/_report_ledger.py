@@ -7,8 +7,6 @@ from datetime import timedelta
 from typing import Final
 
 from taskpilot_instrument import _hourly as hourly
-from taskpilot_instrument._history import History
-from taskpilot_instrument._operation import active, finish_orphans
 from taskpilot_instrument._report_figures import Figures
 from taskpilot_instrument._report_times import Stretch
 from taskpilot_instrument.errors import ConfigurationError, LedgerError
@@ -66,20 +64,3 @@ class LedgerSource:
         if self._is_ours:
             with suppress(LedgerError):
                 self._ledger.close()
-
-
-def ledger_in_force() -> Ledger | None:
-    """Return the ledger of the instrumentation in force, with everything written to it; None where there is none.
-
-    :raises LedgerError: where something could not be written.
-    """
-    recorder = active()
-    if recorder is None:
-        return None
-    finish_orphans()
-    for sink in recorder.sinks:
-        if isinstance(sink, History) and sink.ledger is not None:
-            if not sink.flush():
-                raise LedgerError("the ledger cannot be reached: what was recorded last is not in it")
-            return sink.ledger
-    return None

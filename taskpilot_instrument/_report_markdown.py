@@ -11,7 +11,7 @@ from taskpilot_instrument._report_tables import Table
 if TYPE_CHECKING:
     from taskpilot_instrument._report import Report
 
-_SPECIAL: Final = re.compile(r"([\\`*_{}\[\]()<>#|~!&$])")
+_SPECIAL: Final = re.compile(r"([\\`*_\[\]<>#|~&$])")
 #: Line breaks end a row, other control characters may do anything to a terminal.
 _UNSEEN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -34,7 +34,7 @@ def _lines(report: "Report") -> Iterator[str]:
         if key in report.tables:
             yield from _section(f"{report.tables[key].title} (in parentheses: before)", _breakdown(report.tables[key]))
     yield from ("", "## Notes", "")
-    yield from (f"- {escaped(note)}" for note in report.notes)
+    yield from (f"- {note}" for note in report.notes)
 
 
 def _section(heading: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -3,6 +3,10 @@
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
+from taskpilot_instrument._instrument import instrumentation
+from taskpilot_instrument._operation import finish_orphans
+from taskpilot_instrument.errors import LedgerError, NotInstrumentedError
+
 if TYPE_CHECKING:
     from taskpilot_instrument._report import Report
 
@@ -35,4 +39,25 @@ def report(
     """
     from taskpilot_instrument._report import make
 
+    if ledger is None and prometheus is None:
+        ledger = _ledger_in_force()
     return make(period, end=end, timezone=timezone, ledger=ledger, prometheus=prometheus, now=now)
+
+
+def _ledger_in_force() -> object:
+    """Return where the ledger of the instrumentation in force is, with everything written to it; None without one.
+
+    :raises LedgerError: where something could not be written.
+    """
+    try:
+        handle = instrumentation()
+    except NotInstrumentedError:
+        return None
+    history, place = handle.parts.history, handle.settings.ledger
+    if history is None or history.ledger is None:
+        return None
+    finish_orphans()
+    if not history.flush():
+        raise LedgerError("the ledger cannot be reached: what was recorded last is not in it")
+    # Elsewhere than in memory a report has a connection of its own, which may wait for longer than those of calls.
+    return history.ledger if place == "memory" else place

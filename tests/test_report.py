@@ -121,6 +121,20 @@ def test_every_ledger_tells_the_same(where: str, ledger: str, request: pytest.Fi
     assert {**expected.to_dict(), "source": ""} == {**made.to_dict(), "source": ""}
 
 
+def test_the_ledger_in_force_is_taken(tmp_path: Path) -> None:
+    """Within the program itself, what happened a moment ago is in its report; a ledger that fails is told."""
+    place = str(tmp_path / "ledger.db")
+    with program(MONDAY, ledger=place) as runs:
+        for _ in range(3):
+            runs.run()
+        made = tp.report("day", end=MONDAY.date())
+        assert (3, f"ledger {place}") == (made.figures["runs"].value, made.source)
+        runs.run()
+        Path(place).unlink()
+        with pytest.raises(LedgerError):
+            tp.report("day", end=MONDAY.date())
+
+
 def test_nothing_known_is_not_zero(tmp_path: Path) -> None:
     """Of a period in which nothing was recorded nothing is known, and every format says so."""
     place = str(tmp_path / "ledger.db")
@@ -272,7 +286,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert "<script" not in made.html()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in made.html()
     text = made.markdown()
-    assert r"\<script\>alert\(1\)\</script\>" in text
+    assert r"\<script\>alert(1)\</script\>" in text
     assert r"a\|b" in text
     widths = {line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("| new")}
     assert {5, 8} == widths  # no name breaks its row

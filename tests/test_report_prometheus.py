@@ -145,6 +145,13 @@ def test_the_source_is_named_without_its_password(told: Told) -> None:
     assert any("counts are estimates" in note for note in made.notes)
 
 
+def test_today_is_asked_for_too(told: Told) -> None:
+    """Of a day that is not over it is asked to the second."""
+    made = tp.report("day", prometheus=told.prometheus.url)
+    assert not made.is_whole
+    assert made.before[1] - made.before[0] == made.until - made.since
+
+
 def test_a_question_that_fails_is_told(told: Told) -> None:
     """What Prometheus says of a question that it cannot answer is said."""
     with pytest.raises(SourceError, match="404"):
