@@ -49,10 +49,10 @@ class _Seen(NamedTuple):
     usage: TokenUsage | None
     cost: Decimal | None
     is_billed: bool
-    is_partial: bool
     lost: Waste | None
     error_type: str | None
-    checked: Checked
+    #: Of a run whether it was checked, of a call where its cost comes from.
+    about: Checked | str | None
 
 
 _new: Final = tuple.__new__
@@ -64,7 +64,7 @@ def _seen(record: Finished, hour: int) -> _Seen:
         return _new(
             _Seen,
             (
-                hour, True, record.workflow, None, record.outcome, record.duration_ns, None, None, False, False, None,
+                hour, True, record.workflow, None, record.outcome, record.duration_ns, None, None, False, None,
                 None, record.checked,
             ),
         )  # fmt: skip
@@ -73,7 +73,7 @@ def _seen(record: Finished, hour: int) -> _Seen:
         _Seen,
         (
             hour, False, record.agent, record.model, record.outcome, record.duration_ns, record.usage, record.cost,
-            is_billed, record.cost_source == COST_PARTIAL, waste_of(record), record.error_type, record.checked,
+            is_billed, waste_of(record), record.error_type, record.cost_source,
         ),
     )  # fmt: skip
 
@@ -86,9 +86,9 @@ def _run_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
         hourly.MICROSECONDS: seen.duration_ns // 1000,
         f"{hourly.BUCKET}{_BOUNDS[bisect_left(DURATION_BUCKETS, seen.duration_ns / 1e9)]}": 1,
     }
-    if seen.checked is Checked.YES:
+    if seen.about is Checked.YES:
         figures[hourly.CHECKED] = 1
-    elif seen.checked is Checked.FAILED:
+    elif seen.about is Checked.FAILED:
         figures[hourly.CHECK_FAILED] = 1
     return hourly.of_run(seen.name), figures
 
@@ -103,7 +103,7 @@ def _call_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
         figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}
     if seen.cost is not None:
         figures[hourly.COST] = to_pico(seen.cost)
-        figures[hourly.UNPRICED if seen.is_partial else hourly.PRICED] = 1
+        figures[hourly.UNPRICED if seen.about == COST_PARTIAL else hourly.PRICED] = 1
     elif seen.is_billed:
         figures[hourly.UNPRICED] = 1
     if lost is not None:
