@@ -13,6 +13,7 @@ from taskpilot_instrument._instrument import (
     record_feedback,
     uninstrument,
 )
+from taskpilot_instrument._reporting import report
 from taskpilot_instrument._text_rules import Keywords, Patterns
 from taskpilot_instrument._tool_rules import ArgumentRule, MaxToolCalls, ToolAllowList
 from taskpilot_instrument._version import __version__
@@ -114,6 +115,7 @@ __all__ = [
     "observed_tool",
     "observed_workflow",
     "record_feedback",
+    "report",
     "track_llm_metrics",
     "uninstrument",
     "workflow",
