@@ -1,16 +1,16 @@
 """The golden signals of many processes, asked of the Prometheus that scrapes them.
 
-What a counter grew by is counted exactly, where ``increase()`` would stretch it to the ends of the window. For each
-series it is the last value, less the last one before the window, plus what it had come to at each restart within. Of
-targets that did not restart Prometheus adds that up; of those that did, the samples themselves are read. A restart is
-known by the start time that a process tells, by when its counters were created, and by any counter that fell; all
-counters of a target began anew with it, also those that have overtaken their old value when they are seen again.
+What a counter grew by is counted exactly, where ``increase()`` would stretch it to the ends of the window: its last
+value, less the last one before the window, plus what it had come to at each restart within. When a target restarted is
+known by the start time that its process tells, else by when its counters were created, else by a counter that fell.
+With it all its counters began anew, also those that have overtaken their old value by the time they are seen again,
+and none else: a counter of votes falls where a user changes a vote, too. The adding is Prometheus' own work.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from math import fsum, inf
@@ -39,14 +39,17 @@ _ALL_S: Final = 30 * 86_400
 _BEFORE_S: Final = 3600
 #: A scrape is written under the time at which it began: what is this old has arrived.
 _SETTLED_S: Final = 1.0
-#: Restarted targets whose samples are read at once, which bounds what an answer takes of memory.
-_AT_ONCE: Final = 20
-#: Feedback is no witness of a restart: it goes down where a user changes a vote.
-_FALL: Final = (
+#: Restarted targets that are asked about at once, which bounds how long a question is, and an answer.
+_AT_ONCE: Final = 50
+#: Gauges that change with a restart; prometheus_client has both, unless they were switched off.
+_STARTED: Final = "process_start_time_seconds"
+_CREATED: Final = tuple(f"{name.removesuffix('_total')}_created" for name in RUNS.values())
+#: Counters that fall with a restart only.
+_FALLING: Final = (
     *RUNS.values(), *LATENCY.values(), semconv.M_LLM_COST, semconv.M_LLM_UNPRICED, semconv.M_POLICY_VIOLATIONS,
 )  # fmt: skip
-#: Gauges that change with a restart; prometheus_client has both, unless they were switched off.
-_CHANGE: Final = ("process_start_time_seconds", *(f"{name.removesuffix('_total')}_created" for name in RUNS.values()))
+#: What tells of restarts, the surest first; where one has told of a target, the next are not asked.
+_WITNESSES: Final = ((_STARTED,), _CREATED, _FALLING)
 #: Money is counted in whole pico-dollars; what floats add below that is noise.
 _PICO: Final = Decimal("1e-12")
 
@@ -110,17 +113,11 @@ def _sample(
     )
 
 
-class _Reach(NamedTuple):
-    """How far back is looked, in PromQL.
+class _Target(NamedTuple):
+    """Where counters are scraped from."""
 
-    :param range: the window.
-    :param whole: the window and what is before it, for samples and restarts.
-    :param since: beginning of the window, in seconds since 1970; what is before counts as its base.
-    """
-
-    range: str
-    whole: str
-    since: float
+    job: str
+    instance: str
 
 
 class _Growth:
@@ -133,97 +130,101 @@ class _Growth:
     def __init__(self, prometheus: Prometheus, seconds: int | None, asked: dict[str, str | None]) -> None:
         self._prometheus = prometheus
         self._asked = {name: readable(value) for name, value in asked.items() if value is not None}
-        self._at = prometheus.query("time()")[0].points[0][1] - _SETTLED_S
-        self._reach = (
-            _Reach(f"[{_ALL_S}s]", f"[{_ALL_S}s]", -inf)
-            if seconds is None
-            else _Reach(f"[{seconds}s]", f"[{seconds + _BEFORE_S}s]", self._at - seconds)
-        )
-        self._base = None if seconds is None else f"[{_BEFORE_S}s] offset {seconds}s"
-        self._restarted = self._find_restarted()
-        self._restarts = self._find_restarts()
+        #: Milliseconds since 1970, as Prometheus counts.
+        self._at = round((prometheus.query("time()")[0].points[0][1] - _SETTLED_S) * 1000)
+        self._window = (seconds or _ALL_S) * 1000
+        self._before = 0 if seconds is None else _BEFORE_S * 1000
+        self._rounds = _rounds(self._find_restarts(self._find_restarted()))
 
-    def of(self, family: str, by: str | None = None, *, whole: bool = False) -> dict[str, float] | None:
+    def of(self, family: str, by: str = "", *, whole: bool = False) -> dict[str, float] | None:
         """Return growth by the values of a label; None where the filter cannot be answered by this family.
 
         :param by: the label; where there is none, all is under the empty text.
         :param whole: leave out what the family cannot tell, instead.
         """
-        if not whole and not self._can_tell(family):
+        if not whole and not self._asked.keys() <= _labels(family):
             return None
         found: dict[str, list[float]] = defaultdict(list)
-        others = f"instance!~{_any(self._restarted)}" if self._restarted else ""
-        for series in self._prometheus.query(self._sum(self._selector(family, others), by), self._at):
-            found[series.labels.get(by or "", "")].append(series.points[0][1])
-        for label, amount in self._read(family, by):
-            found[label].append(amount)
+        for expr in (self._grown(family), *self._lost(family)):
+            for series in self._ask(f"sum by ({by}) ({expr})"):
+                found[series.labels.get(by, "")].append(series.points[0][1])
         return {label: fsum(amounts) for label, amounts in found.items()}
 
-    def _sum(self, series: str, by: str | None) -> str:
-        last = f"last_over_time({series}{self._reach.range})"
-        grown = last if self._base is None else f"({last} - (last_over_time({series}{self._base}) or 0 * {last}))"
-        return f"sum by ({by or ''}) ({grown})"
+    def _grown(self, family: str) -> str:
+        """Return, for each series, its last value less the last one before the window."""
+        series = self._selector(family)
+        last = f"last_over_time({series}[{self._window}ms])"
+        if not self._before:
+            return last
+        return f"{last} - (last_over_time({series}[{self._before}ms] offset {self._window}ms) or 0 * {last})"
 
-    def _read(self, family: str, by: str | None) -> Iterator[tuple[str, float]]:
-        """Yield the growth of each series of the targets that restarted."""
-        falls = family != semconv.M_FEEDBACK
-        for series in self._samples(family):
-            restarts = self._restarts[_target(series)]
-            yield series.labels.get(by or "", ""), grown(series.points, self._reach.since, restarts, falls=falls)
+    def _lost(self, family: str) -> Iterator[str]:
+        """Yield what series had come to when their targets restarted, of those that are seen again later."""
+        since = self._at - self._window
+        for together in self._rounds:
+            terms = []
+            for target, moment in together:
+                series = self._selector(family, target)
+                later = max(1, min(self._at - moment - 1, self._window))
+                term = f"last_over_time({series}[1ms] @ {_seconds(moment)}) and last_over_time({series}[{later}ms])"
+                if self._before and moment < since - 1:  # it may have been seen again before the window already
+                    term += f" unless last_over_time({series}[{since - moment - 1}ms] @ {_seconds(since)})"
+                terms.append(f"({term})")
+            yield " or ".join(terms)
 
-    def _samples(self, family: str) -> Iterator[Series]:
-        for place in range(0, len(self._restarted), _AT_ONCE):
-            these = f"instance=~{_any(self._restarted[place : place + _AT_ONCE])}"
-            yield from self._prometheus.query(self._selector(family, these) + self._reach.whole, self._at)
+    def _find_restarted(self) -> list[_Target]:
+        """Return the targets of which anything says that they restarted."""
+        reach = f"[{self._window + self._before}ms]"
+        changed = [f"changes({self._selector(family)}{reach}) > 0" for family in (_STARTED, *_CREATED)]
+        fell = [f"resets({self._selector(family)}{reach}) > 0" for family in _FALLING]
+        anything = " or ".join(f"count by (job, instance) ({each})" for each in (*changed, *fell))
+        names = _quoted("|".join(RUNS.values()))
+        ours = f"count by (job, instance) (last_over_time({{__name__=~{names}}}{reach}))"
+        return sorted(map(_target, self._ask(f"({anything}) and {ours}")))
 
-    def _find_restarted(self) -> list[str]:
-        """Return the instances of which anything says that they restarted."""
-        names = "|".join(RUNS.values())
-        ours = f"count by (instance) (last_over_time({{__name__=~{_quoted(names)}}}{self._reach.whole}))"
-        fell = [f"resets({self._selector(family)}{self._reach.whole})" for family in _FALL]
-        changed = [f"changes({self._selector(family)}{self._reach.whole})" for family in _CHANGE]
-        expr = " or ".join(f"count by (instance) ({each} > 0)" for each in (*fell, *changed))
-        found = self._prometheus.query(f"({expr}) and {ours}", self._at)
-        return [series.labels.get("instance", "") for series in found]
-
-    def _find_restarts(self) -> dict[tuple[str, str], set[float]]:
+    def _find_restarts(self, restarted: list[_Target]) -> dict[_Target, set[int]]:
         """Return when each of these targets was scraped for the last time before a restart."""
-        found: dict[tuple[str, str], set[float]] = defaultdict(set)
-        for family in (*_CHANGE, *RUNS.values()):
-            for series in self._samples(family):
-                found[_target(series)].update(
-                    moment
-                    for (moment, value), (_, after) in pairwise(series.points)
-                    if (after != value if family in _CHANGE else after < value)
-                )
+        found: dict[_Target, set[int]] = {}
+        for witnesses in _WITNESSES:
+            waiting = [target for target in restarted if target not in found]
+            for place in range(0, len(waiting), _AT_ONCE):
+                for target, moment in self._hear(witnesses, waiting[place : place + _AT_ONCE]):
+                    found.setdefault(target, set()).add(moment)
         return found
 
-    def _can_tell(self, family: str) -> bool:
-        return self._asked.keys() <= _labels(family)
+    def _hear(self, witnesses: Sequence[str], targets: list[_Target]) -> Iterator[tuple[_Target, int]]:
+        instances = _quoted("|".join(re.escape(target.instance) for target in targets))
+        for family in witnesses:
+            series = self._selector(family, further=f"instance=~{instances}")
+            for each in self._ask(f"{series}[{self._window + self._before}ms]"):
+                target, falls = _target(each), family in _FALLING
+                if target in targets:
+                    for (moment, value), (_, after) in pairwise(each.points):
+                        if after < value if falls else after != value:
+                            yield target, round(moment * 1000)
 
-    def _selector(self, family: str, further: str = "") -> str:
+    def _ask(self, expr: str) -> list[Series]:
+        return self._prometheus.query(expr, self._at / 1000)
+
+    def _selector(self, family: str, target: _Target | None = None, *, further: str = "") -> str:
         labels = _labels(family)
-        asked = ((name, value) for name, value in self._asked.items() if name in labels)
-        given = [f"{name}={_quoted(value)}" for name, value in (*self._prometheus.matchers.items(), *asked)]
+        asked = {name: value for name, value in self._asked.items() if name in labels}
+        where = {} if target is None else target._asdict()
+        given = [
+            f"{name}={_quoted(value)}"
+            for matchers in (self._prometheus.matchers, asked, where)
+            for name, value in matchers.items()
+        ]
         return f"{family}{{{','.join([*given, *filter(None, [further])])}}}"
 
 
-def grown(
-    points: Sequence[tuple[float, float]], since: float, restarts: Collection[float] = (), *, falls: bool = True
-) -> float:
-    """Return what a counter grew by, exactly: after a restart it began at zero again.
-
-    :param points: time and value, oldest first.
-    :param since: what it had come to by then does not count; a counter that was born later began at zero.
-    :param restarts: times after which the process is known to have restarted before it was seen again.
-    :param falls: whether a value that is lower than the one before says so, too.
-    """
-    before = [point for point in points if point[0] <= since][-1:] or [(-inf, 0.0)]
-    within = [point for point in points if point[0] > since]
-    return fsum(
-        value if moment in restarts or (falls and value < earlier) else value - earlier
-        for (moment, earlier), (_, value) in pairwise(before + within)
-    )
+def _rounds(restarts: dict[_Target, set[int]]) -> list[list[tuple[_Target, int]]]:
+    """Return all restarts, several at once, but never two of one target: in PromQL they would be one."""
+    rounds = []
+    for turn in range(max(map(len, restarts.values()), default=0)):
+        these = [(target, sorted(moments)[turn]) for target, moments in restarts.items() if len(moments) > turn]
+        rounds += [these[place : place + _AT_ONCE] for place in range(0, len(these), _AT_ONCE)]
+    return rounds
 
 
 def quantile(buckets: dict[str, float], share: float = 0.95) -> tuple[int, float | None, tuple[float, float] | None]:
@@ -251,16 +252,16 @@ def _labels(family: str) -> set[str]:
     return set(semconv.METRIC_LABELS.get(family.removesuffix("_bucket"), ()))
 
 
-def _target(series: Series) -> tuple[str, str]:
-    return series.labels.get("job", ""), series.labels.get("instance", "")
+def _target(series: Series) -> _Target:
+    return _Target(series.labels.get("job", ""), series.labels.get("instance", ""))
 
 
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _any(values: Sequence[str]) -> str:
-    return _quoted("|".join(map(re.escape, values)))
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds / 1000:.3f}"
 
 
 def _sum(amounts: dict[str, float]) -> float:

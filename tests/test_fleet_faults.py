@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -272,6 +275,22 @@ def test_page_without_its_source() -> None:
         state = httpx.get(f"{server.url}state").json()
         assert ("unknown", None) == (state["signals"]["verdict"], state["signals"]["total_cost_usd"])
         assert url in state["problems"][0]
+
+
+def test_serve_takes_a_source() -> None:
+    """``serve --source`` shows that Prometheus's figures, or says that it is not there."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "taskpilot_instrument.cli", "serve", "--port", "0", "--source", url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        page = re.search(r"http://\S+", process.stdout.readline())
+        assert page is not None
+        answer = httpx.get(f"{page[0]}signals")
+        assert (503, True) == (answer.status_code, answer.json()["title"].startswith(url))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
 
 
 def test_page_asks_once_for_all_who_watch() -> None:

@@ -35,7 +35,7 @@ import taskpilot_instrument as tp
 from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
 from taskpilot_instrument.usage import TokenUsage
 
-WORKER: Final = Path(__file__).with_name("fleet_worker.py")
+WORKER: Final = Path(__file__).with_name("fleet_bed_worker.py")
 SPANS_A_RUN: Final = 4
 #: One call in so many is refused; its run then calls no tool.
 REFUSED: Final = 50
@@ -112,9 +112,13 @@ class Worker:
         finally:
             self._process.kill()
 
-    def growth_kib_a_minute(self) -> float:
-        """Return the slope of its memory over the second half, by least squares."""
-        points = self.memory[len(self.memory) // 2 :]
+    def growth_kib_a_minute(self, quarter: int) -> float:
+        """Return the slope of its memory by least squares.
+
+        :param quarter: 0 to 3, of the time that it was observed.
+        """
+        size = len(self.memory) // 4
+        points = self.memory[quarter * size : (quarter + 1) * size]
         if len(points) < 3:
             return 0.0
         middle_x = sum(x for x, _ in points) / len(points)
@@ -251,7 +255,13 @@ def figures(
         "scrape bytes, gzipped": len(gzip.compress(body)),
         "scrape ms": 1000 * average("scrape_duration_seconds"),
         "worker MiB": sum(worker.memory[-1][1] for worker in workers) / len(workers) / 1024,
-        "growth of a worker, KiB a minute": sum(worker.growth_kib_a_minute() for worker in workers) / len(workers),
+        **{
+            f"its growth, KiB a minute, quarter {quarter + 1}": sum(
+                each.growth_kib_a_minute(quarter) for each in workers
+            )
+            / len(workers)
+            for quarter in range(4)
+        },
     }
 
 
@@ -290,7 +300,7 @@ def show(found: Outcome) -> None:
         print(text)
     print()
     for name, figure in found.figures.items():
-        print(f"  {name:<34} {figure:>12,.2f}")
+        print(f"  {name:<38} {figure:>12,.2f}")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ async def setup_and_answers() -> None:
         instrumentation.metrics.increment_counter("workflow.runs")
         instrumentation.metrics.record_histogram("workflow.latency_ms", 12.5)
     assert_type(tp.golden_signals(workflow="triage"), tp.GoldenSignals)
+    assert_type(tp.golden_signals(source="http://prometheus:9090", window="1h"), tp.GoldenSignals)
     assert_type(tp.health(), tp.Health)
     made = tp.report("week", end=date(2026, 11, 25), timezone="Europe/Berlin", ledger="ledger.db")
     assert_type(made.figures["runs"].value, float | Decimal | None)
