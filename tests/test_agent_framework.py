@@ -157,6 +157,27 @@ async def test_an_agent_as_a_tool_of_another(
     assert_spent(captured, 3)
 
 
+async def test_a_tool_that_runs_its_own_agent(
+    captured: Captured, server: EmbeddedServer, plain_client: Any, way: str
+) -> None:
+    """A tool that is called again by the agent which it runs is a further call, beneath that agent."""
+    planners: list[Any] = []
+
+    @af.tool(approval_mode="never_require")
+    async def split() -> str:
+        """Split the task."""
+        return str((await planners[0].run("Create a part")).text)
+
+    planners.append(agent_of(plain_client, way, tools=[split]))
+    server.script(calls("split"), calls("split"), *[says()] * 3)
+    await run_plain(planners[0])
+
+    assert ["PlannerAgent.execute", "split"] * 2 + ["PlannerAgent.execute"] == [
+        line.strip() for line in captured.tree() if not line.strip().startswith(("chat", "workflow"))
+    ]
+    assert_spent(captured, 5)
+
+
 async def test_a_run_within_a_workflow_of_the_caller(
     captured: Captured, server: EmbeddedServer, plain_client: Any, way: str
 ) -> None:
@@ -705,8 +726,8 @@ async def test_our_failures_stay_ours(
         raise RuntimeError("ours")
 
     with capture(frameworks=["agent_framework"] if way == "one line" else (), reraise=False) as captured:
-        for name in ("_said", "_by_name", "_signals"):
-            monkeypatch.setattr(ours, name, fail)
+        for name in ("said", "by_name", "_signals"):
+            monkeypatch.setattr(f"taskpilot_instrument.integrations._agent_framework_runs.{name}", fail)
         monkeypatch.setattr("taskpilot_instrument.integrations._agent_framework_streams.tell_usage", fail)
         monkeypatch.setattr("taskpilot_instrument._framework_runs.FrameworkRun.__init__", fail)
         await run(agent_of(chat_client, way, tools=[create_task]))
