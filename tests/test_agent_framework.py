@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import openai
 import pytest
-from frameworks import MODEL, assert_spent, calls, names, need, outcomes, says, until
+from frameworks import MODEL, assert_cancelled, assert_refused, assert_spent, calls, names, need, outcomes, says
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -233,16 +233,8 @@ async def test_a_cancelled_run(
     captured: Captured, server: EmbeddedServer, plain_client: Any, way: str, streamed: bool
 ) -> None:
     """A cancelled task ends its run as cancelled."""
-    server.script(Reply("late", delay=5.0))
     agent = agent_of(plain_client, way)
-    task = asyncio.create_task(run_stream(agent) if streamed else run_plain(agent))
-    await until(lambda: bool(server.requests))
-
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert {"workflow.run": "cancelled", "PlannerAgent.execute": "cancelled"} == outcomes(captured)
+    await assert_cancelled(captured, server, run_stream(agent) if streamed else run_plain(agent))
 
 
 #: Younger than the rest: before, a stream could only be forgotten.
@@ -366,13 +358,12 @@ async def test_a_tool_that_a_middleware_answers(
 
 async def test_a_refused_call_is_blocked(server: EmbeddedServer, plain_client: Any) -> None:
     """A budget that refuses the call ends the run as blocked, though the framework wraps the refusal."""
-    budget = tp.Budget("all", limit_usd="0.00001", on_exceed="block")
-    with capture(frameworks=["agent_framework"], budgets=[budget], ledger="memory") as captured:
-        with pytest.raises(af.exceptions.ChatClientException):
-            await agent_of(plain_client, "one line").run("Go")
-
-        assert {"workflow.run": "blocked", "PlannerAgent.execute": "blocked"} == outcomes(captured)
-        assert [] == server.requests
+    await assert_refused(
+        server,
+        ["agent_framework"],
+        lambda: agent_of(plain_client, "one line").run("Go"),
+        af.exceptions.ChatClientException,
+    )
 
 
 # --- workflows ------------------------------------------------------------------------------------
