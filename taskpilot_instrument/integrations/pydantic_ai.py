@@ -10,7 +10,8 @@ sees every agent, whenever it was made. Or name the capability where it is wante
 
     Agent("openai:gpt-4o-mini", name="PlannerAgent", capabilities=[capability()])
 
-LLM calls are seen by the provider's own client.
+LLM calls are seen by the provider's own client. The framework's ``Instrumentation``, where you have added it, makes
+spans of its own beside these; figures and signals count each call once all the same.
 """
 
 import functools
