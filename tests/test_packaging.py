@@ -81,6 +81,7 @@ LEVELS: Final = {
     "_framework_runs": 4,
     "_checks": 4,
     "_estimates": 4,
+    "_effects": 4,
     "_experiment_report": 4,
     "_inspection": 4,
     "_prometheus": 4,
