@@ -249,8 +249,7 @@ class Session:
 
     def _unasked(self, recorder: Recorder, document: dict[str, Any]) -> Turn | None:
         """Begin a response that the server made by itself; None where it was seen, here or on another connection."""
-        name = word(inner(document, "response"), "id")
-        if name is not None and recorder.bills.knows(self._place.server.base_url, name):
+        if self._is_known(recorder, document):
             return None
         here = get_current()
         attach(here if current() is not None else self._context)
@@ -263,13 +262,17 @@ class Session:
             attach(here)
         return Turn(watch, word(document, "stream_id"))
 
+    def _is_known(self, recorder: Recorder, document: dict[str, Any]) -> bool:
+        name = word(inner(document, "response"), "id")
+        return name is not None and recorder.bills.knows(self._place.server.base_url, name)
+
     def _done(self, recorder: Recorder, document: dict[str, Any]) -> None:
         response = inner(document, "response")
         name = word(response, "id") or ""
         with self._lock:
             turn = self._open.pop(name, None)
-        if turn is None:  # it was told twice, or its beginning was not
-            turn = self._unasked(recorder, document)
+        if turn is None and not self._is_known(recorder, document):  # else it is told again
+            turn = self._awaited(document) or self._unasked(recorder, document)  # its beginning was not told
         if turn is None:
             return
         turn.watch.saw(as_object(document))

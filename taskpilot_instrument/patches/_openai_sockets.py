@@ -68,7 +68,15 @@ def _hook_the_rest(session: Session, connection: Any, hook: Callable[[Session, A
     if queue is not None:
         queue.enqueue = functools.partial(_enqueue, session, queue.enqueue)
     # The socket lives on where nobody closes it: its reader holds it.
-    weakref.finalize(connection, session.ended, Watch.abandoned).atexit = False
+    weakref.finalize(connection, _end, session, Watch.abandoned).atexit = False
+
+
+def _end(session: Session, how: Callable[[Watch], None]) -> None:
+    """End what is open."""
+    try:
+        session.ended(how)
+    except Exception as error:
+        swallow("socket", error)
 
 
 def _remake(session: Session, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -127,14 +135,7 @@ class _Hooks:
     def broke(self, error: BaseException) -> None:
         """Take note that nothing was received; waiting may have been given up, and go on later."""
         if isinstance(error, self._closed):
-            self.end(Watch.closed if self.is_closing else lambda watch: watch.failed(error))
-
-    def end(self, how: Callable[[Watch], None]) -> None:
-        """End what is open."""
-        try:
-            self.session.ended(how)
-        except Exception as error:
-            swallow("socket", error)
+            _end(self.session, Watch.closed if self.is_closing else lambda watch: watch.failed(error))
 
     def not_sent(self, asked: Any, error: Exception) -> None:
         """Take note that a message could not be sent; one whose sender was cancelled may have been."""
@@ -174,7 +175,7 @@ def _hook(session: Session, socket: Any) -> None:
         try:
             return original_close(*args, **kwargs)
         finally:
-            hooks.end(Watch.closed)
+            _end(session, Watch.closed)
 
     socket.send, socket.recv, socket.close = send, recv, close
 
@@ -208,6 +209,6 @@ def _hook_async(session: Session, socket: Any) -> None:
         try:
             return await original_close(*args, **kwargs)
         finally:
-            hooks.end(Watch.closed)
+            _end(session, Watch.closed)
 
     socket.send, socket.recv, socket.close = send, recv, close
