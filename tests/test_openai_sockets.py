@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import importlib
+import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ pytest.importorskip("websockets", reason="the openai extra realtime is not insta
 
 from socket_server import (
     CUT,
-    REALTIME_USAGE,
     SURFACES,
     Drive,
     Said,
@@ -35,7 +35,7 @@ from socket_server import (
     piece,
     settled,
 )
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError
+from websockets.exceptions import ConnectionClosed
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import _guard
@@ -404,7 +404,7 @@ async def test_a_response_tells_how_it_ended(
 
 @realtime
 async def test_the_session_names_the_model_and_what_is_asked(captured: Captured, drive: Drive) -> None:
-    """The price is that of the model that the session says it runs; its settings are the request's, unless it has own."""
+    """The price is that of the model which the session runs; its settings are the request's, which may have its own."""
     tool = {"type": "function", "name": "look_up", "parameters": {}}
     hello = configured("gpt-realtime-mini-2025-12-15", tools=[tool], max_output_tokens=300, output_modalities=["audio"])
     with SocketServer(whole(drive.surface), [hello]) as server:
@@ -477,15 +477,18 @@ async def test_content_is_captured_where_asked_for(drive: Drive) -> None:
 async def test_a_budget_holds(drive: Drive) -> None:
     """A request that may overspend is not sent, nor later; the connection goes on."""
     budget = Budget("tiny", "0.0000001", on_exceed="block")
-    with capture(observe_sockets=True, budgets=[budget], ledger="memory") as captured:
-        with SocketServer(whole(drive.surface), greeting(drive)) as server:
-            async with connected(drive, server) as line:
-                with pytest.raises(tp.BudgetExceededError):
-                    await line.send(asking(drive.surface))
-                queue = getattr(line.connection, "_send_queue", ())
-                assert 0 == len(queue)
-                await line.send({"type": "input_audio_buffer.clear"} if "realtime" in drive.surface else {"type": "x"})
-            assert ["response.create"] != [message["type"] for message in server.received][:1]
+    other = "input_audio_buffer.clear" if "realtime" in drive.surface else "response.steer"
+    with (
+        capture(observe_sockets=True, budgets=[budget], ledger="memory") as captured,
+        SocketServer(lambda _: [{"type": "heard"}]) as server,
+    ):
+        async with connected(drive, server) as line:
+            with pytest.raises(tp.BudgetExceededError):
+                await line.send(asking(drive.surface))
+            assert 0 == len(getattr(line.connection, "_send_queue", ()))  # of what is sent when it can be
+            await line.send({"type": other})
+            await line.until("heard")
+        assert [other] == [message["type"] for message in server.received]
     (tags,) = tags_of(captured)
     assert ("blocked", None) == (tags["outcome"], tags.get("cost_source"))
 
@@ -587,12 +590,11 @@ async def test_closing_in_the_middle_cancels_the_response(captured: Captured, dr
 async def test_leaving_by_an_exception_cancels_it_too(captured: Captured, drive: Drive) -> None:
     """The block is left, the connection closed, and the caller's exception is its own."""
     mine = ValueError("mine")
-    with serving(drive, begun(drive.surface)) as server:
-        with pytest.raises(ValueError, match="mine") as caught:
-            async with connected(drive, server) as line:
-                await line.send(asking(drive.surface))
-                await line.until("response.created")
-                raise mine
+    with serving(drive, begun(drive.surface)) as server, pytest.raises(ValueError, match="mine") as caught:
+        async with connected(drive, server) as line:
+            await line.send(asking(drive.surface))
+            await line.until("response.created")
+            raise mine
     assert mine is caught.value
     assert ["cancelled"] == [tags["outcome"] for tags in tags_of(captured)]
 
@@ -704,15 +706,14 @@ def test_a_loop_that_is_closed_leaves_nothing_open(captured: Captured, drive: Dr
 @both
 async def test_uninstrumenting_ends_what_is_open(drive: Drive) -> None:
     """What goes on afterwards is not seen, and the connection still works."""
-    with SocketServer(whole(drive.surface), greeting(drive)) as server:
-        with capture(observe_sockets=True) as captured:
-            async with connected(drive, server) as line:
-                await line.send(asking(drive.surface))
-                await line.until("response.created")
-                captured.handle.uninstrument()
-                await line.until(ending(drive))
-                await line.send(asking(drive.surface))
-                await line.until(ending(drive))
+    with SocketServer(whole(drive.surface), greeting(drive)) as server, capture(observe_sockets=True) as captured:
+        async with connected(drive, server) as line:
+            await line.send(asking(drive.surface))
+            await line.until("response.created")
+            captured.handle.uninstrument()
+            await line.until(ending(drive))
+            await line.send(asking(drive.surface))
+            await line.until(ending(drive))
     assert ["abandoned"] == [tags["outcome"] for tags in tags_of(captured)]
 
 
@@ -720,19 +721,22 @@ async def test_uninstrumenting_ends_what_is_open(drive: Drive) -> None:
 def test_threads_may_share_a_connection(captured: Captured, drive: Drive) -> None:
     """One thread asks, another hears; each of a hundred responses is one call."""
     number = 100
-    with SocketServer(whole(drive.surface), greeting(drive)) as server, client_of(drive, server.port) as client:
-        with manager_of(drive, client) as connection:
 
-            def hear() -> None:
-                left = number
-                while left:
-                    left -= connection.recv().type == ending(drive)
+    def hear(connection: Any) -> None:
+        left = number
+        while left:
+            left -= connection.recv().type == ending(drive)
 
-            listener = threading.Thread(target=hear)
-            listener.start()
-            for _ in range(number):
-                connection.send(asking(drive.surface))
-            listener.join()
+    with (
+        SocketServer(whole(drive.surface), greeting(drive)) as server,
+        client_of(drive, server.port) as client,
+        manager_of(drive, client) as connection,
+    ):
+        listener = threading.Thread(target=hear, args=(connection,))
+        listener.start()
+        for _ in range(number):
+            connection.send(asking(drive.surface))
+        listener.join()
     assert number == len({tags["gen_ai.response.id"] for tags in tags_of(captured)})
     assert number == captured.handle.health().calls_recorded
 
@@ -781,14 +785,40 @@ async def test_what_was_queued_before_connecting_is_seen(captured: Captured, dri
     assert ["success"] == [tags["outcome"] for tags in tags_of(captured)]
 
 
+@responses
+async def test_a_session_of_lanes_is_seen(captured: Captured, drive: Drive) -> None:
+    """The client's helper that shares a connection between lanes sends past the connection's own methods."""
+    lanes = pytest.importorskip("openai.lib.responses_websocket", reason=f"openai {openai.__version__} has no lanes")
+    kind = lanes.AsyncResponsesWebSocketSession if drive.is_async else lanes.ResponsesWebSocketSession
+    limits = lanes.ResponsesWebSocketLimits(
+        max_lanes=2, max_events_per_lane=9, max_events=9, max_bytes_per_lane=99_999, max_bytes=99_999,
+        max_response_bytes=None,
+    )  # fmt: skip
+
+    def answer(message: dict[str, Any]) -> list[Said]:
+        lane = message["stream_id"]
+        return [begun(drive.surface, lane, stream_id=lane), done(drive.surface, lane, stream_id=lane)]
+
+    with SocketServer(answer) as server:
+        client = client_of(drive, server.port)
+        connection = await settled(manager_of(drive, client).enter())
+        session = kind(connection, limits=limits)
+        await settled(session.__aenter__() if drive.is_async else session.__enter__())
+        lane = session.lane("here")
+        await settled(lane.send(asking(drive.surface)))
+        response = await settled(lane.get_final_response())
+        await settled(session.close())
+        await settled(client.close())
+    (tags,) = tags_of(captured)
+    assert ("here", "here", "success") == (response.id, tags["gen_ai.response.id"], tags["outcome"])
+
+
 # --- nothing changes for the caller -------------------------------------------------------------
 
 
 @every
 async def test_the_connection_is_what_it_was(captured: Captured, drive: Drive) -> None:
     """Its class, its methods and what they are to ``inspect`` are the client's own."""
-    import inspect
-
     with serving(drive) as server:
         async with connected(drive, server) as line:
             kind: Any = type(line.connection)
@@ -863,7 +893,7 @@ JSON = st.recursive(
 @given(
     KINDS, st.dictionaries(st.text(min_size=1).filter(lambda key: key != "type"), JSON), st.booleans(), st.booleans()
 )
-def test_the_type_of_a_message_is_its_own(kind: str, more: dict[str, Any], first: bool, spaced: bool) -> None:  # noqa: FBT001
+def test_the_type_of_a_message_is_its_own(kind: str, more: dict[str, Any], first: bool, spaced: bool) -> None:
     """Where the front tells a type it is the message's, never that of something inside it."""
     document = {"type": kind, **more} if first else {**more, "type": kind}
     message = json.dumps(document, separators=None if spaced else (",", ":"))
