@@ -1,6 +1,5 @@
 """A real WebSocket server that speaks as a test tells it to, and connections of both clients driven alike."""
 
-import inspect
 import json
 import socket
 import threading
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import openai
+from mock_openai import settled
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
@@ -163,11 +163,6 @@ class Line:
         while (event := await self.recv()).type != kind:
             pass
         return event
-
-
-async def settled(result: Any) -> Any:
-    """Return what a call of either client comes to."""
-    return await result if inspect.isawaitable(result) else result
 
 
 def client_of(drive: Drive, port: int) -> Any:

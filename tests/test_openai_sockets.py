@@ -15,6 +15,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mock_openai import settled
 from openai_methods import ROWS, Bill
 
 pytest.importorskip("websockets", reason="the openai extra realtime is not installed")
@@ -33,7 +34,6 @@ from socket_server import (
     done,
     manager_of,
     piece,
-    settled,
 )
 from websockets.exceptions import ConnectionClosed
 
