@@ -96,7 +96,6 @@ AUDIO: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.openai
 @pytest.mark.parametrize(
     ("cached", "expected"),
     [
@@ -120,6 +119,23 @@ def test_cached_sound_and_pictures_have_rates_of_their_own(cached: dict[str, int
     assert (None if expected is None else cost) == usd(usage, "gpt-realtime")
 
 
+@pytest.mark.openai
+def test_a_moderation_is_free(caplog: pytest.LogCaptureFixture) -> None:
+    """OpenAI takes nothing for it: it has a price, which is nothing, and a call is not counted as one without."""
+    assert {0} == {usd(TokenUsage(1_000, 0), f"{kind}-moderation-latest") for kind in ("omni", "text")}
+    elsewhere = book().price(TokenUsage(1_000, 0), "omni-moderation-latest", base_url="https://api.mistral.ai/v1")
+    assert elsewhere is None
+    caplog.clear()
+    answer = b'{"id": "modr-1", "model": "omni-moderation-latest", "results": []}'
+    with capture() as captured, caplog.at_level(logging.WARNING, "taskpilot_instrument"):
+        sync_client(lambda _: json_response(answer)).moderations.create(input="hello")
+        tags = captured.tags("moderation")
+        assert 0 == captured.golden_signals().sample.unpriced
+    assert (None, None) == (tags.get("cost_source"), tags.get("cost_usd"))
+    assert [] == caplog.records
+
+
+@pytest.mark.openai
 def test_what_has_no_rate_is_unknown_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Audio tokens of a model whose price lists none: no cost, the tag that says so, a counter, and one warning."""
     with capture() as captured, caplog.at_level(logging.WARNING, "taskpilot_instrument"):
