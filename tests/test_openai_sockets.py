@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
@@ -741,6 +742,42 @@ def test_threads_may_share_a_connection(captured: Captured, drive: Drive) -> Non
     assert number == captured.handle.health().calls_recorded
 
 
+@both
+async def test_a_server_that_never_answers_fills_no_memory(
+    captured: Captured, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of very many responses that do not begin, or do not end, the oldest are given up."""
+    monkeypatch.setattr(_openai_session, "_MOST_OPEN", 2)
+    numbers = iter(range(9))
+    answers = iter([(), (), (), *([begun(drive.surface, f"resp_{number}")] for number in numbers)])
+    with SocketServer(lambda _: next(answers), greeting(drive)) as server:
+        async with connected(drive, server) as line:
+            for _ in range(3):
+                await line.send(asking(drive.surface))
+            assert ["cancelled"] == [tags["outcome"] for tags in tags_of(captured)]
+            for _ in range(3):
+                await line.send({"type": "x"})
+                await line.until("response.created")
+            assert ["cancelled"] * 2 == [tags["outcome"] for tags in tags_of(captured)]
+    assert ["cancelled"] * 4 == [tags["outcome"] for tags in tags_of(captured)]
+
+
+@both
+async def test_a_closed_connection_is_let_go(captured: Captured, drive: Drive) -> None:
+    """Nothing of ours outlives it, nor keeps it."""
+    with SocketServer(whole(drive.surface), greeting(drive)) as server:
+        async with connected(drive, server) as line:
+            await line.send(asking(drive.surface))
+            await line.until(ending(drive))
+            gone = weakref.ref(line.connection)
+            session = weakref.ref(next(each for each in gc.get_objects() if type(each) is _openai_session.Session))
+        del line
+        await asyncio.sleep(0.01)
+        gc.collect()
+    assert (None, None) == (gone(), session())
+    assert 1 == len(captured.spans)
+
+
 # --- what newer clients do ----------------------------------------------------------------------
 
 
@@ -783,6 +820,27 @@ async def test_what_was_queued_before_connecting_is_seen(captured: Captured, dri
         await settled(connection.close())
         await settled(client.close())
     assert ["success"] == [tags["outcome"] for tags in tags_of(captured)]
+
+
+@both
+async def test_what_was_queued_is_refused_when_it_would_go_out(drive: Drive) -> None:
+    """The client keeps to itself that it could not send what was queued; the call says so."""
+    newer(drive, "send")
+    budget = Budget("tiny", "0.0000001", on_exceed="block")
+    with (
+        capture(observe_sockets=True, budgets=[budget], ledger="memory") as captured,
+        SocketServer(lambda _: [{"type": "heard"}]) as server,
+    ):
+        client = client_of(drive, server.port)
+        manager = manager_of(drive, client)
+        manager.send(asking(drive.surface))
+        connection = await settled(manager.enter())
+        await settled(connection.send({"type": "response.cancel" if "realtime" in drive.surface else "response.steer"}))
+        assert "heard" == (await settled(connection.recv())).type
+        await settled(connection.close())
+        await settled(client.close())
+        assert ["response.create"] != [message["type"] for message in server.received]
+    assert ["blocked"] == [tags["outcome"] for tags in tags_of(captured)]
 
 
 @responses

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from opentelemetry.context import attach, get_current
 
@@ -73,19 +73,6 @@ class Session:
         self._settings: dict[str, Any] = {}
         #: Tokens of the conversation so far, and of what was sent since they were told; estimated from above.
         self._length = self._sent = 0
-        self._hear: Final[dict[str, Callable[[Recorder, dict[str, Any]], None]]] = {
-            "session.created": self._configured,
-            "session.updated": self._configured,
-            "transcription_session.created": self._configured,
-            "transcription_session.updated": self._configured,
-            "conversation.item.input_audio_transcription.completed": self._transcribed,
-            "response.created": self._created,
-            "response.done": self._done,
-            "response.completed": self._done,
-            "response.failed": self._done,
-            "response.incomplete": self._done,
-            "error": self._refused,
-        }
 
     def opened(self, place: Place) -> None:
         """Note where the socket leads that messages go over from now on."""
@@ -203,11 +190,11 @@ class Session:
             operation = turn.watch.operation
             operation.last_ns = operation.recorder.clock.monotonic_ns()
         kind = kind_of(message)
-        if kind is None or kind in self._hear:
+        if kind is None or kind in self._HEAR:
             document = document_of(message)
-            hear = self._hear.get(str(document.get("type")))
+            hear = self._HEAR.get(str(document.get("type")))
             if hear is not None:
-                hear(recorder, document)
+                hear(self, recorder, document)
 
     def _configured(self, _recorder: Recorder, document: dict[str, Any]) -> None:
         session = inner(document, "session")
@@ -341,3 +328,18 @@ class Session:
             self._asked.clear()
         for turn in left:
             end(turn.watch)
+
+    #: What to do about which message.
+    _HEAR: ClassVar[dict[str, Callable[["Session", Recorder, dict[str, Any]], None]]] = {
+        "session.created": _configured,
+        "session.updated": _configured,
+        "transcription_session.created": _configured,
+        "transcription_session.updated": _configured,
+        "conversation.item.input_audio_transcription.completed": _transcribed,
+        "response.created": _created,
+        "response.done": _done,
+        "response.completed": _done,
+        "response.failed": _done,
+        "response.incomplete": _done,
+        "error": _refused,
+    }
