@@ -9,7 +9,7 @@ import pytest
 from mock_openai import completion, httpx, json_response, sync_client
 
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.pricing import BOOK, PriceBook
+from taskpilot_instrument.pricing import PriceBook
 from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.testing import capture
 from taskpilot_instrument.usage import TokenUsage
@@ -136,12 +136,10 @@ def test_a_moderation_is_free(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.openai
-def test_what_has_no_rate_is_unknown_counted_and_said_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_no_rate_is_unknown_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Audio tokens of a model whose price lists none: no cost, the tag that says so, a counter, and one warning."""
-    monkeypatch.setattr(BOOK, "_warned", set())  # the process has one book, which may have said it already
-    with capture() as captured, caplog.at_level(logging.WARNING, "taskpilot_instrument"):
+    own_table = {"another": {"input": 1, "output": 1}}  # of the shared one another test may have been warned
+    with capture(pricing=own_table) as captured, caplog.at_level(logging.WARNING, "taskpilot_instrument"):
         client = sync_client(lambda _: json_response(completion(model="gpt-4o-2024-08-06", usage=AUDIO)))
         for _ in range(3):
             client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
