@@ -422,6 +422,28 @@ async def test_the_session_names_the_model_and_what_is_asked(captured: Captured,
     assert float(usd) == tags["cost_usd"]
 
 
+def test_a_deployment_of_azure_is_priced_by_the_model_of_its_session(captured: Captured) -> None:
+    """The address names the deployment, the session the model; Azure is known at an address of one's own, too."""
+    drive = Drive("realtime", is_async=False)
+    with (
+        SocketServer(whole(drive.surface), [configured()]) as server,
+        openai.AzureOpenAI(
+            api_key="k",
+            api_version="2025-08-28",
+            azure_endpoint="http://127.0.0.1",
+            websocket_base_url=f"ws://127.0.0.1:{server.port}/openai",
+        ) as client,
+        client.realtime.connect(model="my-voice") as connection,
+    ):
+        assert "session.created" == connection.recv().type
+        connection.send(asking(drive.surface))
+        while connection.recv().type != "response.done":
+            pass
+    (tags,) = tags_of(captured)
+    assert ("azure.ai.openai", "my-voice") == (tags["gen_ai.provider.name"], tags["model"])
+    assert ("gpt-realtime", float(REALTIME_USD)) == (tags["gen_ai.response.model"], tags.get("cost_usd"))
+
+
 @realtime
 @pytest.mark.parametrize(
     ("model", "usage", "tokens", "source"),
