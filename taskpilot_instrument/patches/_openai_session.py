@@ -41,12 +41,14 @@ class Turn(NamedTuple):
     :param lane: within which a socket of the Responses API answers in turn.
     :param event: the client's name for the message that asked, by which an error tells what it is about.
     :param metadata: which a realtime session gives back.
+    :param sent: of the tokens that were sent to a realtime session, those which its usage will tell.
     """
 
     watch: Watch
     lane: str | None
     event: str | None = None
     metadata: Any = None
+    sent: int = 0
 
 
 class Session:
@@ -210,8 +212,7 @@ class Session:
             return
         turn.watch.saw(as_object(document))
         with self._lock:
-            self._open[name] = turn
-            self._sent = 0
+            self._open[name] = turn._replace(sent=self._sent)
             left = self._open.pop(next(iter(self._open))) if len(self._open) > _MOST_OPEN else None
         if left is not None:
             left.watch.closed()
@@ -260,6 +261,7 @@ class Session:
             turn = self._open.pop(name, None)
         if turn is None and not self._is_known(recorder, document):  # else it is told again
             turn = self._awaited(document) or self._unasked(recorder, document)  # its beginning was not told
+            turn = None if turn is None else turn._replace(sent=self._sent)
         if turn is None:
             return
         turn.watch.saw(as_object(document))
@@ -267,6 +269,7 @@ class Session:
         llm = turn.watch.operation.llm
         if llm is not None and llm.usage is not None and response.get("conversation_id", "") is not None:
             self._length = (llm.usage.input_tokens or 0) + (llm.usage.output_tokens or 0)
+            self._sent = max(0, self._sent - turn.sent)
 
     def _transcribed(self, recorder: Recorder, document: dict[str, Any]) -> None:
         """Write what hearing somebody's speech cost, which another model does beside the one that answers."""
