@@ -298,7 +298,7 @@ def test_optional_libraries_are_optional(metadata: Message) -> None:
     assert set() == core & optional
     assert {
         "agent-framework", "cli", "dev", "experiments", "frameworks", "langchain", "nemo", "openai", "openai-agents",
-        "pydantic-ai", "redis", "web",
+        "pydantic-ai", "redis", "sockets", "web",
     } == set(metadata.get_all("Provides-Extra", []))  # fmt: skip
 
 
