@@ -65,13 +65,13 @@ class BudgetExceededError(BlockedError):
     """Say which budget a call might have overspent; raised before any request is sent.
 
     :param budget: the budget's name.
-    :param spent_usd: exact USD spent and reserved when the call was refused.
+    :param spent_usd: exact USD spent and reserved when the call was refused; None where the ledger could not say.
     :param limit_usd: exact USD that the window allows.
     :param resets_at: when the window ends, with its time zone; None for a budget that never resets.
     """
 
     def __init__(
-        self, message: str, *, budget: str, spent_usd: Decimal, limit_usd: Decimal, resets_at: datetime | None
+        self, message: str, *, budget: str, spent_usd: Decimal | None, limit_usd: Decimal, resets_at: datetime | None
     ) -> None:
         super().__init__(message)
         self.budget = budget

@@ -324,12 +324,14 @@ def running() -> Instrumentation | None:
 
 def _apply_patches(settings: Settings, frameworks: "list[Switch]") -> "list[Switch]":
     # Imported here: the library works, and imports fast, where openai is not installed.
-    from taskpilot_instrument.patches import openai, threads
+    from taskpilot_instrument.patches import _openai_sockets, openai, threads
 
     patches: list[Switch] = []
     if settings.patch_openai:
         with suppress(ImportError):
             patches += openai.patches()
+            if settings.observe_sockets:
+                patches += _openai_sockets.patches()
     if settings.propagate_threads:
         patches += threads.patches()
     patches += frameworks

@@ -239,6 +239,12 @@ class Settings:
         "TASKPILOT_PATCH_OPENAI",
         default=True,
     )
+    observe_sockets: bool = _setting(
+        _forms.boolean(),
+        "Observe the WebSockets of the openai client, too: realtime sessions, and those of the Responses API.",
+        "TASKPILOT_OBSERVE_SOCKETS",
+        default=False,
+    )
     frameworks: tuple[Framework, ...] = _setting(
         _forms.choices(get_args(Framework)),
         "Agent frameworks whose workflows, agents and tools are observed.",
