@@ -4,13 +4,12 @@ What goes to the ledger is written by a thread of its own, a moment later: an ag
 """
 
 import logging
-import os
 import threading
 from bisect import bisect_left
 from collections import deque
 from typing import Final
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
@@ -61,14 +60,14 @@ class History:
     def __init__(self, ledger: Ledger | None, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
         self._wake = threading.Event()
         self._closed = False
         self._writer: threading.Thread | None = None
-        self._pid = os.getpid()
+        _forks.tell(self)
 
     # --- as a sink --------------------------------------------------------------------------------
 
@@ -84,8 +83,6 @@ class History:
         if self._ledger is None:
             return
         with self._lock:
-            if os.getpid() != self._pid:
-                self._begin_anew()
             self._count(record)
         self._start_writer()
 
@@ -173,11 +170,11 @@ class History:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def _begin_anew(self) -> None:
-        """After a fork: what the parent has not written yet is the parent's to write."""
-        self._pid, self._writer, self._wake = os.getpid(), None, threading.Event()
+    def after_fork(self) -> None:
+        """Leave to the parent what it has not written yet."""
+        self._writer, self._wake = None, threading.Event()
         self._waiting.clear()
-        self._figures.clear()
+        self._figures = {}
 
     def _start_writer(self) -> None:
         if self._writer is None and not self._closed:
@@ -219,7 +216,7 @@ class History:
         """Write what waits, and stop."""
         self._closed = True
         self._wake.set()
-        if self._writer is not None and self._pid == os.getpid():
+        if self._writer is not None:
             self._writer.join(5)
         if not self.flush():
             _log.warning("taskpilot_instrument: the ledger cannot be reached; the latest runs are not in it")

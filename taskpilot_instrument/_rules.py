@@ -6,13 +6,13 @@ moments=["tool_call"], on_deny="replace", replacement="not done")``.
 
 import math
 import re
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._subject import MOMENTS, Subject, TextTooLongError, folded, normalised
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.policy import Allow, Deny, Flag
@@ -274,7 +274,7 @@ class MaxToolCalls:
         self.tools = None if tools is None else tuple(tools)
         self._most = _whole("MaxToolCalls: most", most, 0)
         self._ruling = _ruling(decision)
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._calls: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
     def __call__(self, subject: Subject) -> Deny | Flag | None:

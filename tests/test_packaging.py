@@ -37,6 +37,7 @@ LEVELS: Final = {
     "_display": 1,
     "_fingerprint": 1,
     "_forms": 1,
+    "_forks": 1,
     "_guard": 1,
     "context": 1,
     "redaction": 1,

@@ -1,8 +1,8 @@
 """Metrics under names of the caller's own: each a family, in a bounded number."""
 
 import logging
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Final
 
@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.metrics_core import Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.sinks._names import looks_like_alias, sanitise
@@ -30,8 +31,12 @@ class CustomCounter(Collector):
         self.name = name
         self.total = ZERO
         self._alias = alias
-        self._lock = threading.RLock()
+        self._lock = _forks.rlock()
         registry.register(self)
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        self.total = ZERO
 
     def add(self, amount: Decimal) -> None:
         """Add an exact amount."""
@@ -52,11 +57,22 @@ class CustomHistogram:
 
     def __init__(self, name: str, alias: str, registry: CollectorRegistry) -> None:
         self.name = name
+        self._alias = alias
+        self._registry = registry
+        self._lock = _forks.rlock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._sketch = Sketch()
-        self._lock = threading.RLock()
         self.collector = Histogram(
-            alias, f"Histogram {name!r} of the application.", registry=registry, buckets=_BUCKETS
+            self._alias, f"Histogram {self.name!r} of the application.", registry=self._registry, buckets=_BUCKETS
         )
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        with suppress(KeyError):  # the application may have emptied its registry itself
+            self._registry.unregister(self.collector)
+        self._begin()
 
     def add(self, value: float) -> None:
         """Count one value."""
@@ -79,7 +95,7 @@ class Customs:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._families: dict[str, CustomCounter | CustomHistogram] = {}
-        self._lock = threading.RLock()
+        self._lock = _forks.rlock()
         self._full = False
 
     def counter(self, name: str) -> CustomCounter | None:

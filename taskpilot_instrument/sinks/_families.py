@@ -4,7 +4,6 @@ The children are prometheus_client's own, so multiprocess mode, exemplars and ev
 work. The families are collected together by one collector of ours, which adds what was written directly by name.
 """
 
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -14,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._operation import finish_orphans
 from taskpilot_instrument.semconv import DURATION_BUCKETS, METRIC_LABELS, NONE, OTHER
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, Node
@@ -62,7 +61,7 @@ class Labels:
         self._cap = cap
         self._overflow = overflow
         self._known: dict[str, dict[str, str]] = {}
-        self._lock = threading.RLock()
+        self._lock = _forks.rlock()
 
     def admit(self, label: str, value: str | None) -> str:
         """Return the value under which to count.
@@ -99,12 +98,16 @@ class Families(Collector):
     def __init__(self, label_cap: int, said: Callable[[], Said]) -> None:
         self._said = said
         self._most_children = label_cap * _COMBINATIONS_PER_VALUE
+        self.clear()
+        self._resolved: dict[str, set[tuple[str, ...]]] = {name: set() for name in _HELP}
+        self.labels = Labels(label_cap, self.count_overflow)
+
+    def clear(self) -> None:
+        """Begin at zero, with locks of prometheus_client that nobody holds."""
         self._counters = {name: Counter(name, text, METRIC_LABELS[name], registry=None)
                           for name, text in _HELP.items() if not name.endswith("_seconds")}  # fmt: skip
         self._histograms = {name: Histogram(name, text, METRIC_LABELS[name], registry=None, buckets=DURATION_BUCKETS)
                             for name, text in _HELP.items() if name.endswith("_seconds")}  # fmt: skip
-        self._resolved: dict[str, set[tuple[str, ...]]] = {name: set() for name in _HELP}
-        self.labels = Labels(label_cap, self.count_overflow)
 
     def counter(self, family: str, *values: str | None) -> Counter:
         """Return the child that counts under these label values."""

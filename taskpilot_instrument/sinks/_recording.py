@@ -78,6 +78,14 @@ class Recording:
         self._calls: dict[_Raw, _Call] = {}
         self._spends: dict[tuple[str, ...], Spend] = {}
 
+    def clear(self) -> None:
+        """Begin at zero: what was counted here is another process's to tell."""
+        self.windows.clear()
+        self.families.clear()
+        self.trials.clear()
+        self.tracked = 0
+        self._runs, self._calls, self._spends = {}, {}, {}
+
     # --- finished operations --------------------------------------------------------------------
 
     def started(self, operation: Operation, /) -> None:

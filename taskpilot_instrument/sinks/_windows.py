@@ -6,13 +6,13 @@ each stretch of time from the finest tier that still has it whole. Where load is
 its budget, its oldest buckets go first: that costs resolution, and only in the last tier history.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument._waste import NO_WASTE
 from taskpilot_instrument.semconv import OTHER, Kind
@@ -224,10 +224,15 @@ class Windows:
 
     def __init__(self, now_ns: Callable[[], int], tiers: tuple[TierSpec, ...] = TIERS) -> None:
         # Re-entrant, because the collector may end an abandoned stream while this very thread writes.
-        self.lock = threading.RLock()
+        self.lock = _forks.rlock()
         self._now_ns = now_ns
-        now = now_ns()
-        self._tiers = tuple(Tier(spec, now) for spec in tiers)
+        self._specs = tiers
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin empty."""
+        now = self._now_ns()
+        self._tiers = tuple(Tier(spec, now) for spec in self._specs)
         self._finest = self._tiers[0]
         self._ends_ns = self._finest.open_ns + self._finest.spec.width_ns
         self._all_time = Bucket()

@@ -11,7 +11,7 @@ from time import monotonic_ns, time_ns
 
 from prometheus_client import CollectorRegistry
 
-from taskpilot_instrument import _guard, semconv
+from taskpilot_instrument import _forks, _guard, semconv
 from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind
@@ -54,6 +54,8 @@ class MetricsBackend(Recording):
         self._customs = Customs(self.registry)
         self._aliases = Aliases(self._alias_figures) if aliases else None
         self._closed = False
+        self.is_shared = False
+        self.scraped = self.registry
         try:
             self.registry.register(self.families)
         except ValueError as error:
@@ -64,6 +66,14 @@ class MetricsBackend(Recording):
         if self._aliases is not None:
             self._aliases.register(self.registry)
         _guard.policy.listeners.append(self._count_error)
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Begin at zero: what the parent counted is the parent's to tell."""
+        _forks.free(getattr(self.registry, "_lock", None))  # a thread of the parent may have been scraping
+        self.clear()
+        for custom in self._customs.all():
+            custom.clear()
 
     def close(self) -> None:
         """Leave the registry; what was counted stays readable from Python."""

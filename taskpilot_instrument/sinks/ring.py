@@ -1,11 +1,10 @@
 """The latest runs and events in memory: what the live page shows in place of Jaeger and Kibana."""
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument.redaction import capture_text
@@ -31,12 +30,20 @@ class Ring:
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._open: OrderedDict[int, list[Node]] = OrderedDict()
         self._runs: deque[Node] = deque(maxlen=_MOST_RUNS)
         self._events: deque[Node] = deque(maxlen=_MOST_EVENTS)
         #: Grows with every change.
         self.version = 0
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Begin empty: what is here is the parent's to show."""
+        self._open.clear()
+        self._runs.clear()
+        self._events.clear()
+        self.version += 1
 
     # --- as a sink --------------------------------------------------------------------------------
 
