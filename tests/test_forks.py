@@ -1,0 +1,138 @@
+"""Processes that are made after ``instrument()``: nothing hangs, nothing is told twice, nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from backends import RedisServer
+from fork_work import RUNS
+from otlp_receiver import HttpReceiver, Receiver
+
+from taskpilot_instrument.embedded import EmbeddedServer, Reply
+from taskpilot_instrument.usage import TokenUsage
+
+SCRIPT: Final = Path(__file__).with_name("fork_work.py")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+def run(folder: Path, receiver: Receiver, ledger: str, method: str, children: int) -> dict[str, Any]:
+    """Run the program to its end, and return what it told."""
+    with EmbeddedServer(lambda _: Reply("yes", usage=TokenUsage(150, 50))) as server:
+        environment = {
+            **os.environ,
+            "FORK_SERVER": server.url, "FORK_LEDGER": ledger, "FORK_OUT": str(folder / "told"),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.origin, "OTEL_EXPORTER_OTLP_PROTOCOL": receiver.protocol,
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+        }  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, str(SCRIPT), method, str(children)],
+            env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    assert 0 == ended.returncode, ended.stderr[-4000:]
+    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    assert [0] * children == told["codes"], ended.stderr[-4000:]
+    return told
+
+
+def check(told: dict[str, Any], receiver: Receiver, children: int) -> None:
+    """Hold what parent and children told against each other."""
+    cost = Decimal("0.0000525")
+    own = {
+        "before": [0, 0, 0], "runs": RUNS, "cost": str((RUNS * cost).normalize()), "mine": 1, "scraped": RUNS, "delivered": True,
+        "spans": RUNS * 4, "ring": RUNS, "errors": {}, "open": 0,
+    }  # fmt: skip
+    assert [own] * children == told["children"]
+    assert (told["done"], 7, True, True, {}) == (
+        told["runs"], told["mine"], told["delivered"], told["written"], told["errors"]
+    )  # fmt: skip
+    runs = told["done"] + RUNS * children
+    assert runs * cost == sum(map(Decimal, told["spent"]))
+    spans = receiver.spans
+    assert len(spans) == len({span.span_id for span in spans})
+    assert {
+        "workflow.run": runs, "WorkerAgent.execute": runs, "look": runs, "chat gpt-4o-mini": runs,
+    } == Counter(span.name for span in spans)  # fmt: skip
+
+
+@pytest.mark.parametrize("ledger", ["sqlite", "redis"])
+def test_forks_while_threads_record(ledger: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Children that are forked at any moment work at once, count from zero, and send their own spans and no others."""
+    where = str(tmp_path / "ledger.db") if ledger == "sqlite" else request.getfixturevalue("redis").url
+    with HttpReceiver() as receiver:
+        told = run(tmp_path, receiver, where, "os", 40)
+    check(told, receiver, 40)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_every_start_method(method: str, tmp_path: Path) -> None:
+    """Processes of multiprocessing work alike, whichever way they are made, and deliver at their end unasked."""
+    with HttpReceiver() as receiver:
+        told = run(tmp_path, receiver, str(tmp_path / "ledger.db"), method, 3)
+    check(told, receiver, 3)
+
+
+IN_THE_MIDST = """
+import os, sys
+import openai
+import taskpilot_instrument as tp
+
+handle = tp.instrument(logs="off")
+client = openai.OpenAI(api_key="sk-test", base_url=os.environ["FORK_SERVER"])
+
+def ask(**more):
+    return client.chat.completions.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": "hello"}], **more
+    )
+
+with tp.workflow("outer"):
+    left_open = iter(ask(stream=True))
+    next(left_open)
+    child = os.fork()
+    client = openai.OpenAI(api_key="sk-test", base_url=os.environ["FORK_SERVER"])
+    if not child:
+        ask()
+    else:
+        assert os.waitpid(child, 0)[1] == 0
+        for _ in left_open:
+            pass
+signals = handle.golden_signals()
+assert (signals.runs, signals.sample.calls) == ((1, 1) if child else (0, 1)), (child, signals)
+if not child:
+    with tp.workflow("after"):
+        pass
+    assert handle.golden_signals().runs == 1
+sys.exit(0)
+"""
+
+
+def test_what_is_under_way_is_the_parents(tmp_path: Path) -> None:
+    """A run or stream that is open at a fork ends in the parent alone; what the child does there is a part of it."""
+    with HttpReceiver() as receiver, EmbeddedServer() as server:
+        environment = {
+            **os.environ, "FORK_SERVER": server.url,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.origin, "OTEL_EXPORTER_OTLP_PROTOCOL": receiver.protocol,
+        }  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", IN_THE_MIDST],
+            env=environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert 0 == ended.returncode, ended.stderr
+    spans = receiver.spans
+    outer = next(span for span in spans if span.tags.get("workflow") == "outer" and not span.parent_id)
+    assert ["chat gpt-4o-mini", "chat gpt-4o-mini", "workflow.run", "workflow.run"] == sorted(s.name for s in spans)
+    assert 2 == sum(span.parent_id == outer.span_id for span in spans)
