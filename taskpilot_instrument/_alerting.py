@@ -208,7 +208,7 @@ class Alerts:
             return _tokens(self._metrics, window_s) * 60 / window_s
         found = signals.get(window_s)
         if found is None:
-            found = signals[window_s] = golden.compute(self._metrics, window=alert.window)
+            found = signals[window_s] = golden.compute(self._metrics, window=alert.window, own=True)
         if alert.signal == "spend_usd_per_minute":
             return found.total_cost_usd * 60 / window_s
         basis = found.feedback if alert.signal == semconv.G_USER_CORRECTNESS else found.runs
@@ -220,7 +220,7 @@ def _tokens(metrics: MetricsBackend, window_s: int) -> int:
     """Return the input and output tokens of a window."""
     return sum(
         cell.input_tokens + cell.output_tokens
-        for bucket in metrics.windows.select(window_s * SECOND_NS)
+        for bucket in metrics.windows.own(window_s * SECOND_NS)
         for key, cell in bucket.cells.items()
         if key.kind is Kind.LLM
     )

@@ -210,7 +210,7 @@ class Instrumentation(Answers, Voting):
         from taskpilot_instrument.sinks._pushgateway import push
 
         finish_orphans()
-        push(self.metrics.registry, gateway, job, grouping_key, timeout_s)
+        push(self.metrics.scraped, gateway, job, grouping_key, timeout_s)
 
     def _at_exit(self) -> None:
         abandon_open_streams(self._recorder)
@@ -316,7 +316,7 @@ class Instrumentation(Answers, Voting):
         finish_orphans()
         before = self._swallowed_before
         errors = {where: n - before.get(where, 0) for where, n in _guard.swallowed().items()}
-        signals = golden.compute(self.metrics)
+        signals = golden.compute(self.metrics, own=True)
         exported, dropped, pending = self._provider.delivery()
         return Health(
             active=self in _running,

@@ -9,9 +9,10 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.metrics_core import Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.values import ValueClass
 
 from taskpilot_instrument import _forks
-from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument._money import Spend
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.sinks._names import looks_like_alias, sanitise
 from taskpilot_instrument.sinks._sketch import Sketch
@@ -29,27 +30,35 @@ class CustomCounter(Collector):
 
     def __init__(self, name: str, alias: str, registry: CollectorRegistry) -> None:
         self.name = name
-        self.total = ZERO
         self._alias = alias
+        self._text = f"Counter {name!r} of the application."
         self._lock = _forks.rlock()
+        self.clear()
         registry.register(self)
 
     def clear(self) -> None:
         """Begin at zero."""
-        self.total = ZERO
+        # Also written where prometheus_client's own metrics are, so that workers add theirs up.
+        written = ValueClass("unknown", self._alias, self._alias, (), (), self._text)
+        self._spend = Spend(written.inc)
+
+    @property
+    def total(self) -> Decimal:
+        """What was added, exactly."""
+        return self._spend.exact
 
     def add(self, amount: Decimal) -> None:
         """Add an exact amount."""
         with self._lock:
-            self.total = add(self.total, amount)
+            self._spend.add(amount)
 
     def describe(self) -> Iterator[Metric]:
         """Yield the family without samples."""
-        yield UnknownMetricFamily(self._alias, f"Counter {self.name!r} of the application.")
+        yield UnknownMetricFamily(self._alias, self._text)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family."""
-        yield UnknownMetricFamily(self._alias, f"Counter {self.name!r} of the application.", value=float(self.total))
+        yield UnknownMetricFamily(self._alias, self._text, value=float(self.total))
 
 
 class CustomHistogram:

@@ -35,6 +35,16 @@ class Sketch:
         self.low = inf
         self.high = -inf
 
+    @classmethod
+    def of(cls, bins: dict[int, int], total: float) -> Self:
+        """Return a sketch of values of which only the bins and the sum are known."""
+        made = cls()
+        made._bins = {key: seen for key, seen in bins.items() if seen > 0}
+        if made._bins:
+            made.count, made.total = sum(made._bins.values()), total
+            made.low, made.high = _MAPPING.value(min(made._bins)), _MAPPING.value(max(made._bins))
+        return made
+
     def add(self, value: float) -> None:
         """Count one value.
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
@@ -224,9 +224,13 @@ class Windows:
 
     def __init__(self, now_ns: Callable[[], int], tiers: tuple[TierSpec, ...] = TIERS) -> None:
         # Re-entrant, because the collector may end an abandoned stream while this very thread writes.
-        self.lock = _forks.rlock()
+        self.lock: Any = _forks.rlock()
         self._now_ns = now_ns
         self._specs = tiers
+        self.clear()
+
+    def after_fork(self) -> None:
+        """Leave to the parent what it has counted."""
         self.clear()
 
     def clear(self) -> None:
@@ -255,8 +259,16 @@ class Windows:
         bucket = self._finest.open if self._now_ns() < self._ends_ns else self.bucket()
         return bucket.cells.get(key) or bucket.cell(key, self._finest.spec.cells)
 
+    def say(self, node: Node, amount: Decimal) -> None:
+        """Note a direct write."""
+        self.bucket().say(node, amount)
+
     def select(self, window_ns: int | None = None) -> list[Bucket]:
-        """Return buckets to read: those of the last ``window_ns``, or of all time where that is None.
+        """Return buckets to read; those of all processes where these share theirs."""
+        return self.own(window_ns)
+
+    def own(self, window_ns: int | None = None) -> list[Bucket]:
+        """Return buckets of this process: those of the last ``window_ns``, or of all time where that is None.
 
         The oldest is taken whole, so the window reaches back further than asked by up to one bucket: five seconds
         within the last hour, a minute within a day.

@@ -101,7 +101,7 @@ class _Faces:
         from prometheus_client.exposition import choose_encoder
 
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-        text = await run_in_threadpool(encoder, self._handle.metrics.registry)
+        text = await run_in_threadpool(encoder, self._handle.metrics.scraped)
         return Response(text, headers={"Content-Type": content_type})
 
     async def signals(self, request: Request) -> Response:
