@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 import taskpilot_instrument as tp
-from taskpilot_instrument.web import create_app
+from taskpilot_instrument.web.app import create_app
 
 VISITS = Counter("shop_visits", "Of the application itself.")
 #: Whoever loads it first: a worker, or with gunicorn's preload_app its master.

@@ -11,11 +11,12 @@ what was counted since: to the minute within the last hour, to the quarter of an
 import marshal
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
+from weakref import finalize
 
 from prometheus_client.mmap_dict import MmapedDict
 
@@ -45,17 +46,20 @@ class Shelf:
         self._minute = 0
         # A process that instruments twice has two: what it did before stays counted.
         self._number = next(_numbers)
+        self._close: Callable[[], object] = lambda: None
 
     def begin(self) -> None:
         """Open the file of this process: after a fork it is another one."""
         path = self._directory / f"taskpilot_{os.getpid()}_{self._number}.cells"
         try:
-            self._file = MmapedDict(str(path))  # type: ignore[no-untyped-call]
+            opened = MmapedDict(str(path))  # type: ignore[no-untyped-call]
         except OSError as error:
             raise ConfigurationError(
                 f"{DIRECTORY}={str(self._directory)!r}: cannot be written to ({error.strerror}); "
                 "expected a directory that is emptied each time before the workers start"
             ) from error
+        self._close()
+        self._file, self._close = opened, finalize(self, opened.close)
 
     def get(self, name: str) -> float:
         """Return what this process has written under a name: another of the same id may have begun it."""

@@ -95,16 +95,18 @@ class SharedWindows(Windows):
     Every change is in the file before the lock is free, so that a process which is killed loses nothing.
 
     :param shelf: where it is written.
+    :param now_s: seconds since 1970, the same for all processes.
     """
 
-    def __init__(self, now_ns: Callable[[], int], shelf: Shelf) -> None:
+    def __init__(self, now_ns: Callable[[], int], shelf: Shelf, now_s: Callable[[], float] = time) -> None:
         self._shelf = shelf
+        self._now_s = now_s
         self._slots: dict[CellKey, _Slot]
         self._touched: dict[CellKey, Cell]
         self._spoken: dict[Node, Decimal]
         super().__init__(now_ns)
         self.lock = _Lock(self.lock, self._put)
-        shelf.note(time())
+        shelf.note(now_s())
 
     def clear(self) -> None:
         """Begin empty, in a forked process, with a file of its own."""
@@ -150,20 +152,25 @@ class SharedWindows(Windows):
                 for name, value in slot.written.items():
                     slot.base[name] += value
                 slot.written = {}
-            written, base = slot.written, slot.base
-            for name, value in numbers(cell):
-                if written.get(name) != value:
-                    full = slot.names.get(name)
-                    if full is None:
-                        full = slot.names[name] = f"{slot.prefix}, {json.dumps(name)}]"
-                        base[name] = self._shelf.get(full)
-                    written[name] = value
-                    self._shelf.put(full, base[name] + value)
+            self._put_changes(slot, dict(numbers(cell)))
+
+    def _put_changes(self, slot: _Slot, figures: Figures) -> None:
+        written, base = slot.written, slot.base
+        for name in written.keys() - figures.keys():
+            figures[name] = 0.0  # a verdict was taken back
+        for name, value in figures.items():
+            if written.get(name) != value:
+                full = slot.names.get(name)
+                if full is None:
+                    full = slot.names[name] = f"{slot.prefix}, {json.dumps(name)}]"
+                    base[name] = self._shelf.get(full)
+                written[name] = value
+                self._shelf.put(full, base[name] + value)
 
     def _roll(self, level: int, now_ns: int) -> None:
         if level == 0:
             try:
-                self._shelf.note(time())
+                self._shelf.note(self._now_s())
             except OSError as error:
                 swallow("metric", error)
         super()._roll(level, now_ns)
@@ -177,7 +184,7 @@ class SharedWindows(Windows):
         """
         if window_ns is None:
             return [_bucket(self._shelf.all())]
-        return [_bucket(self._shelf.since(window_ns / _SECOND, time()))]
+        return [_bucket(self._shelf.since(window_ns / _SECOND, self._now_s()))]
 
     def said(self) -> dict[Node, Decimal]:
         """Return what was written directly in any process since the start."""
