@@ -6,6 +6,7 @@ within 1 % as every quantile.
 
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Final
 
 from taskpilot_instrument._money import multiply
@@ -28,6 +29,9 @@ _CALLS: Final = (
 _WHOLE: Final = frozenset({*_CALLS}) - {
     "tokens_seconds", "seconds", "seconds_squares", "cost_squares", "run_cost_of_successes", "run_cost_squares",
 }  # fmt: skip
+_counts_of: Final = attrgetter(*_COUNTS)
+_calls_of: Final = attrgetter(*_CALLS)
+_CALL_NAMES: Final = tuple(f"calls.{name}" for name in _CALLS)
 _CALL_MONEY: Final = ("cost_in_part", "run_cost")
 
 
@@ -41,10 +45,18 @@ def amount_of(number: float) -> Decimal:
     return multiply(Decimal(round(number)), _UNIT)
 
 
-def numbers(cell: Cell) -> Iterator[tuple[str, float]]:
-    """Yield everything that a cell holds, but zeros."""
-    for name in _COUNTS:
-        value = getattr(cell, name)
+#: What a figure of a cell is called: a word, or one and what beneath it, such as the bin of a sketch.
+Name = str | tuple[str, int]
+
+
+def written(name: Name) -> str:
+    """Return a name as text."""
+    return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
+
+
+def numbers(cell: Cell) -> Iterator[tuple[Name, float]]:
+    """Yield everything that a cell holds, but its sketches and zeros; it is asked for with each record."""
+    for name, value in zip(_COUNTS, _counts_of(cell), strict=True):
         if value:
             yield name, value
     if cell.cost:
@@ -52,29 +64,25 @@ def numbers(cell: Cell) -> Iterator[tuple[str, float]]:
     if cell.wasted is not NO_WASTE:
         yield from ((f"wasted.{name}", getattr(cell.wasted, name)) for name in _WASTED)
         yield "wasted.usd", pico(cell.wasted.usd)
-    yield from _of_sketch("ms", cell.latency)
     if cell.calls is not None:
         yield from _of_calls(cell.calls)
 
 
-def _of_sketch(name: str, sketch: Sketch) -> Iterator[tuple[str, float]]:
-    if sketch.count:
-        yield name, sketch.total
-        for key, seen in sketch.items():
-            yield f"{name}:{key}", seen
+def sketches(cell: Cell) -> Iterator[tuple[str, Sketch]]:
+    """Yield the sketches of a cell."""
+    yield "ms", cell.latency
+    if cell.calls is not None and cell.calls.first_chunk is not None:
+        yield "first_ms", cell.calls.first_chunk
 
 
-def _of_calls(calls: Calls) -> Iterator[tuple[str, float]]:
-    for name in _CALLS:
-        value = getattr(calls, name)
+def _of_calls(calls: Calls) -> Iterator[tuple[Name, float]]:
+    for name, value in zip(_CALL_NAMES, _calls_of(calls), strict=True):
         if value:
-            yield f"calls.{name}", value
+            yield name, value
     for name in _CALL_MONEY:
         value = getattr(calls, name)
         if value:
             yield f"calls.{name}", pico(value)
-    if calls.first_chunk is not None:
-        yield from _of_sketch("first_ms", calls.first_chunk)
     for name in ("problems", "limits"):
         for what, times in (getattr(calls, name) or {}).items():
             yield f"calls.{name}:{what}", times

@@ -115,6 +115,26 @@ class Sketch:
         return zip(*self._packed, strict=True) if self._packed is not None else self._bins.items()
 
 
+class ToldSketch(Sketch):
+    """A sketch that knows which of its bins have changed since they were asked for."""
+
+    __slots__ = ("_changed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed: set[int] = set()
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        super().add(value)
+        self._changed.add(_bin_of(value) if value > _SMALLEST else _SMALLEST_BIN)
+
+    def changes(self) -> Iterable[tuple[int, int]]:
+        """Return the bins that have changed, and their counts."""
+        changed, self._changed = self._changed, set()
+        return self.items() if self._packed is not None else [(key, self._bins[key]) for key in changed]
+
+
 def merged(sketches: Iterable[Sketch]) -> Sketch:
     """Return one sketch of everything that several counted."""
     whole = Sketch()

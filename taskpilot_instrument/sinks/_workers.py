@@ -15,9 +15,10 @@ from taskpilot_instrument import _forks
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument.semconv import OTHER, Kind
-from taskpilot_instrument.sinks._cell_figures import amount_of, cell_of, numbers, pico
+from taskpilot_instrument.sinks._cell_figures import Name, amount_of, cell_of, numbers, pico, sketches, written
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._shelf import DIRECTORY, Figures, Shelf
+from taskpilot_instrument.sinks._sketch import Sketch, ToldSketch
 from taskpilot_instrument.sinks._windows import Bucket, Cell, CellKey, Windows
 
 _log = logging.getLogger("taskpilot_instrument")
@@ -51,15 +52,17 @@ class _Slot:
     :param prefix: begins the names of its figures.
     """
 
-    __slots__ = ("base", "cell", "names", "prefix", "written")
+    __slots__ = ("base", "cell", "counted", "names", "prefix", "written")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.cell: Cell | None = None
         #: Full names, what had been written under them before the cell began, and what of the cell was.
-        self.names: dict[str, str] = {}
-        self.base: Figures = {}
-        self.written: Figures = {}
+        self.names: dict[Name, str] = {}
+        self.base: dict[Name, float] = {}
+        self.written: dict[Name, float] = {}
+        #: The latest of these, but for sketches.
+        self.counted: dict[Name, float] = {}
 
 
 class _Lock:
@@ -127,6 +130,8 @@ class SharedWindows(Windows):
         cell = super().cell(key)
         if self._finest.open.cells.get(key) is not cell:
             key = CellKey(key.kind, OTHER, OTHER, OTHER)
+        if type(cell.latency) is Sketch:
+            cell.latency = ToldSketch()  # it is new
         if self._touched.setdefault(key, cell) is not cell:
             self._put()
             self._touched[key] = cell
@@ -152,20 +157,31 @@ class SharedWindows(Windows):
                 for name, value in slot.written.items():
                     slot.base[name] += value
                 slot.written = {}
-            self._put_changes(slot, dict(numbers(cell)))
+                slot.counted = {}
+            self._put_changes(slot, cell)
 
-    def _put_changes(self, slot: _Slot, figures: Figures) -> None:
-        written, base = slot.written, slot.base
-        for name in written.keys() - figures.keys():
-            figures[name] = 0.0  # a verdict was taken back
-        for name, value in figures.items():
-            if written.get(name) != value:
-                full = slot.names.get(name)
-                if full is None:
-                    full = slot.names[name] = f"{slot.prefix}, {json.dumps(name)}]"
-                    base[name] = self._shelf.get(full)
-                written[name] = value
-                self._shelf.put(full, base[name] + value)
+    def _put_changes(self, slot: _Slot, cell: Cell) -> None:
+        counted = dict(numbers(cell))
+        for name in slot.counted.keys() - counted.keys():
+            counted[name] = 0.0  # a verdict was taken back
+        for name, value in counted.items():
+            self._put_one(slot, name, value)
+        slot.counted = counted
+        for what, sketch in sketches(cell):
+            for key, seen in sketch.changes() if isinstance(sketch, ToldSketch) else sketch.items():
+                self._put_one(slot, (what, key), seen)
+            if sketch.count:
+                self._put_one(slot, what, sketch.total)
+
+    def _put_one(self, slot: _Slot, name: Name, value: float) -> None:
+        if slot.written.get(name) == value:
+            return
+        full = slot.names.get(name)
+        if full is None:
+            full = slot.names[name] = f"{slot.prefix}, {json.dumps(written(name))}]"
+            slot.base[name] = self._shelf.get(full)
+        slot.written[name] = value
+        self._shelf.put(full, slot.base[name] + value)
 
     def _roll(self, level: int, now_ns: int) -> None:
         if level == 0:
