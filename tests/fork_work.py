@@ -191,11 +191,16 @@ def main(method: str, children: int) -> None:
     history = handle.parts.history
     assert history is not None
     written = history.flush()
-    print(json.dumps({
+    sys.stdout.write(json.dumps({
         "codes": codes, "children": told, "done": sum(done), "runs": signals.runs, "delivered": delivered,
-        "written": written, "mine": handle.metrics.get_counter("mine"), "spent": [str(b.spent_usd) for b in handle.budgets()],
+        "written": written, "mine": handle.metrics.get_counter("mine"),
+        "spent": [str(budget.spent_usd) for budget in handle.budgets()],
         "errors": handle.health().errors_swallowed,
-    }))  # fmt: skip
+        "scraped": sum(
+            sample.value for family in handle.metrics.scraped.collect() for sample in family.samples
+            if sample.name == "taskpilot_workflow_runs_total"
+        ),
+    }) + "\n")  # fmt: skip
     handle.uninstrument()
 
 

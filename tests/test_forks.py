@@ -30,14 +30,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server.stop()
 
 
-def run(folder: Path, receiver: Receiver, ledger: str, method: str, children: int) -> dict[str, Any]:
+def run(folder: Path, receiver: Receiver, ledger: str, method: str, children: int, **settings: str) -> dict[str, Any]:
     """Run the program to its end, and return what it told."""
     with EmbeddedServer(lambda _: Reply("yes", usage=TokenUsage(150, 50))) as server:
         environment = {
             **os.environ,
             "FORK_SERVER": server.url, "FORK_LEDGER": ledger, "FORK_OUT": str(folder / "told"),
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.origin, "OTEL_EXPORTER_OTLP_PROTOCOL": receiver.protocol,
-            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_BSP_SCHEDULE_DELAY": "50", **settings,
         }  # fmt: skip
         ended = subprocess.run(
             [sys.executable, str(SCRIPT), method, str(children)],
@@ -53,8 +53,8 @@ def check(told: dict[str, Any], receiver: Receiver, children: int) -> None:
     """Hold what parent and children told against each other."""
     cost = Decimal("0.0000525")
     own = {
-        "before": [0, 0, 0], "runs": RUNS, "cost": str((RUNS * cost).normalize()), "mine": 1, "scraped": RUNS, "delivered": True,
-        "spans": RUNS * 4, "ring": RUNS, "errors": {}, "open": 0,
+        "before": [0, 0, 0], "runs": RUNS, "cost": str((RUNS * cost).normalize()), "mine": 1, "scraped": RUNS,
+        "delivered": True, "spans": RUNS * 4, "ring": RUNS, "errors": {}, "open": 0,
     }  # fmt: skip
     assert [own] * children == told["children"]
     assert (told["done"], 7, True, True, {}) == (
@@ -84,6 +84,20 @@ def test_every_start_method(method: str, tmp_path: Path) -> None:
     with HttpReceiver() as receiver:
         told = run(tmp_path, receiver, str(tmp_path / "ledger.db"), method, 3)
     check(told, receiver, 3)
+
+
+def test_forks_that_share_their_metrics(tmp_path: Path) -> None:
+    """With a multiprocess directory parent and children add up, and each run is counted once."""
+    (tmp_path / "metrics").mkdir()
+    with HttpReceiver() as receiver:
+        told = run(
+            tmp_path, receiver, str(tmp_path / "ledger.db"), "os", 25,
+            PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "metrics"),
+        )  # fmt: skip
+    runs = told["done"] + RUNS * 25
+    assert (runs, runs, True, {}) == (told["runs"], told["scraped"], told["delivered"], told["errors"])
+    assert [RUNS * 4] * 25 == [child["spans"] for child in told["children"]]
+    assert [0] * 25 == [child["open"] for child in told["children"]]
 
 
 IN_THE_MIDST = """
@@ -136,3 +150,31 @@ def test_what_is_under_way_is_the_parents(tmp_path: Path) -> None:
     outer = next(span for span in spans if span.tags.get("workflow") == "outer" and not span.parent_id)
     assert ["chat gpt-4o-mini", "chat gpt-4o-mini", "workflow.run", "workflow.run"] == sorted(s.name for s in spans)
     assert 2 == sum(span.parent_id == outer.span_id for span in spans)
+
+
+SERVERS = """
+import os, urllib.request
+import taskpilot_instrument as tp
+from taskpilot_instrument.embedded import EmbeddedServer
+
+server = EmbeddedServer().start()
+handle = tp.instrument(logs="off", metrics_port=0)
+url = handle.metrics_url
+child = os.fork()
+if not child:
+    assert handle.metrics_url is None
+    handle.uninstrument()
+    server.stop()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+for each in (url, server.url + "/models"):
+    assert urllib.request.urlopen(each, timeout=10).status == 200
+handle.uninstrument()
+server.stop()
+"""
+
+
+def test_servers_stay_with_the_parent() -> None:
+    """A child that undoes and stops everything neither hangs nor ends what the parent serves."""
+    ended = subprocess.run([sys.executable, "-c", SERVERS], capture_output=True, text=True, timeout=60, check=False)
+    assert 0 == ended.returncode, ended.stderr

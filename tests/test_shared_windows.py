@@ -21,7 +21,7 @@ from taskpilot_instrument.sinks._windows import Bucket, Cell, CellKey, Windows
 from taskpilot_instrument.sinks._workers import SharedWindows
 
 START_S = 1_700_000_000.0
-AGENTS = some.sampled_from(["PlannerAgent", "Ågent \"quoted\"", NONE])
+AGENTS = some.sampled_from(["PlannerAgent", 'Ågent "quoted"', NONE])
 MODELS = some.sampled_from(["gpt-4o", "m:x", "calls."])
 MILLISECONDS = some.just(0.0) | some.floats(0.001, 1e6)
 MONEY = some.decimals(0, 100, places=9)

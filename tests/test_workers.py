@@ -190,3 +190,80 @@ def test_uvicorn(tmp_path: Path) -> None:
         wait_for("another worker", lambda: len(running.workers("/signals", 2)) == 2)
         running.work(20)
         check(running, 2)
+
+
+def test_one_metrics_port_for_all(tmp_path: Path) -> None:
+    """The first worker serves ``/metrics`` for all of them; where it is killed, the one in its place does."""
+    port = str(free_port())
+    with service(tmp_path, gunicorn(tmp_path, "--threads=2"), WORKER_METRICS=port) as running:
+
+        def scraped() -> float:
+            with _OPENER.open(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
+                return sums(response.read().decode())["workflow_runs"]
+
+        running.work(20)
+        (first,) = [pid for pid, told in running.workers("/signals", 3).items() if told["serves"]]
+        assert 20 == scraped()
+        os.kill(first, signal.SIGKILL)
+
+        def heir() -> list[int]:
+            return [pid for pid, told in running.workers("/signals", 3).items() if told["serves"]]
+
+        assert [first] != wait_for("another worker that serves", heir)
+        running.work(10)
+        assert 30 == scraped()
+
+
+SERVED_ALREADY = """
+import prometheus_client
+import taskpilot_instrument as tp
+from prometheus_client.multiprocess import MultiProcessCollector
+
+handle = tp.instrument(logs="off")
+handle.metrics.increment_counter("orders", 2)
+with tp.workflow("triage"):
+    pass
+registry = prometheus_client.CollectorRegistry()
+MultiProcessCollector(registry)
+print(prometheus_client.generate_latest(registry).decode())
+handle.uninstrument()
+again = tp.instrument(logs="off")
+with tp.workflow("triage"):
+    pass
+assert again.golden_signals().runs == 2
+"""
+
+
+def alone(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program by itself."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_an_application_that_serves_its_own(tmp_path: Path) -> None:
+    """prometheus_client's own collector has the families and the caller's own; to begin again goes on counting."""
+    ended = alone(SERVED_ALREADY, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert 0 == ended.returncode, ended.stderr
+    found = sums(ended.stdout)
+    assert (1, 2) == (found["taskpilot_workflow_runs_total"], found["orders"])
+
+
+def test_a_directory_that_is_missing(tmp_path: Path) -> None:
+    """It is said at the start, not at the first run."""
+    ended = alone("import taskpilot_instrument as tp; tp.instrument()", PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "no"))
+    assert "ConfigurationError: PROMETHEUS_MULTIPROC_DIR=" in ended.stderr
+
+
+def test_a_directory_that_is_named_too_late(tmp_path: Path) -> None:
+    """Where prometheus_client was imported before, a warning says that nothing is shared."""
+    code = f"""
+import os, prometheus_client
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(tmp_path)!r}
+import taskpilot_instrument as tp
+print(tp.instrument().metrics.is_shared)
+"""
+    ended = alone(code)
+    assert "False\n" == ended.stdout
+    assert "was set after prometheus_client was imported" in ended.stderr

@@ -36,7 +36,7 @@ def _client() -> openai.OpenAI:
 
 
 @tp.observed_agent(name="ShopAgent")
-def _serve(fails: bool) -> None:  # noqa: FBT001 - what a query says
+def _serve(fails: bool) -> None:
     _client().chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "hello"}])
     handle.metrics.increment_counter("mine")
     handle.metrics.increment_counter("llm.quality.user_confirmed_correct")
@@ -66,6 +66,7 @@ def signals(query: dict[str, str]) -> dict[str, Any]:
         ],
         "names": {name: handle.metrics.get_counter(name) for name in ("workflow.runs", "llm.cost.total")},
         "models": {each.model: each.calls for each in handle.compare_models().models},
+        "serves": handle.metrics_url is not None,
         "recorded": handle.health().calls_recorded,
     }  # fmt: skip
 

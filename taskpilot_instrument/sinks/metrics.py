@@ -78,7 +78,8 @@ class MetricsBackend(Recording):
 
     def after_fork(self) -> None:
         """Begin at zero: what the parent counted is the parent's to tell."""
-        _forks.free(getattr(self.registry, "_lock", None))  # a thread of the parent may have been scraping
+        for registry in (self.registry, self.scraped):
+            _forks.free(getattr(registry, "_lock", None))  # a thread of the parent may have been scraping
         super().after_fork()
         for custom in self._customs.all():
             custom.clear()
