@@ -74,10 +74,8 @@ class Shelf:
         """Return the figures of all processes, also of those that have ended."""
         found: Figures = {}
         for path in self._directory.glob("taskpilot_*.cells"):
-            # A file may be there before its first number is.
-            with suppress(OSError, struct.error):
-                for name, value, *_ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
-                    found[name] = found.get(name, 0.0) + value
+            for name, value in _read(path):
+                found[name] = found.get(name, 0.0) + value
         return found
 
     def since(self, window_s: float, now_s: float) -> Figures:
@@ -134,3 +132,11 @@ class Shelf:
             before, quarter = quarter, at_s // _QUARTER
             if at_s < now_s - _DAY - _QUARTER or (at_s < now_s - _HOUR - _QUARTER and quarter == before):
                 path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> list[tuple[str, float]]:
+    """Return the numbers of a file; none where its process has not come to the first yet."""
+    with suppress(OSError, struct.error, RuntimeError):
+        values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
+        return [(name, value) for name, value, *_ in values]
+    return []

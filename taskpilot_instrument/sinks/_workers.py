@@ -24,6 +24,9 @@ from taskpilot_instrument.sinks._windows import Bucket, Cell, CellKey, Windows
 _log = logging.getLogger("taskpilot_instrument")
 _SECOND: Final = 1_000_000_000
 _MOST_NAMES: Final = 65_536
+#: As many as are kept apart in the sums of all time.
+_MOST_SLOTS: Final = 4_096
+_SAID: Final = '["said", '
 
 
 def is_shared() -> bool:
@@ -127,6 +130,8 @@ class SharedWindows(Windows):
 
     def cell(self, key: CellKey) -> Cell:
         """Return the cell of this moment for ``key``; it is read when the lock is left."""
+        if key not in self._slots and len(self._slots) >= _MOST_SLOTS:
+            key = CellKey(key.kind, OTHER, OTHER, OTHER)
         cell = super().cell(key)
         if self._finest.open.cells.get(key) is not cell:
             key = CellKey(key.kind, OTHER, OTHER, OTHER)
@@ -204,7 +209,7 @@ class SharedWindows(Windows):
 
     def said(self) -> dict[Node, Decimal]:
         """Return what was written directly in any process since the start."""
-        return _bucket(self._shelf.all()).said
+        return _bucket({name: value for name, value in self._shelf.all().items() if name.startswith(_SAID)}).said
 
 
 def _free_files() -> None:
