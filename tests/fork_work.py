@@ -156,6 +156,7 @@ def to_file(path: str) -> None:
 def main(method: str, children: int) -> None:
     """Record in threads, make children in the midst of it, and print what it came to."""
     faulthandler.enable()
+    sys.setswitchinterval(1e-6)  # threads stop anywhere, also where they hold a lock
     handle = observe()
     handle.metrics.increment_counter("mine", 7)
     done = [0] * _THREADS

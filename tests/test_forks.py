@@ -152,6 +152,92 @@ def test_what_is_under_way_is_the_parents(tmp_path: Path) -> None:
     assert 2 == sum(span.parent_id == outer.span_id for span in spans)
 
 
+EVERY_LOCK = """
+import faulthandler, gc, os, signal, threading, time
+import prometheus_client
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.values import MutexValue, ValueClass
+import taskpilot_instrument as tp
+from taskpilot_instrument import _forks
+
+faulthandler.enable()
+handle = tp.instrument(
+    logs="off", ledger="memory", budgets=[tp.Budget("all", 1_000, "day")],
+    token_limits=[tp.TokenLimit(10**9, per="agent_minute"), tp.TokenLimit(10**9, per="run")],
+    runaway=tp.Runaway(usd_per_minute=1_000), policies=[tp.MaxToolCalls(1_000)], alerts=[tp.Alert(print, "policy")],
+)
+handle.ring()
+
+@tp.observed_tool(name="look")
+def look() -> None:
+    pass
+
+@tp.observed_agent(name="WorkerAgent")
+def answer() -> None:
+    look()
+    result = {"model": "gpt-4o", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    tp.track_llm_metrics(result, "WorkerAgent", handle.metrics)
+
+def work() -> None:
+    answer()
+    handle.metrics.increment_counter("mine")
+    handle.metrics.record_histogram("my.time", 1)
+    handle.metrics.increment_counter("workflow.runs")
+    handle.record_feedback(True, request_id="r")
+    prometheus_client.generate_latest(handle.metrics.scraped)
+    handle.golden_signals(window="5m")
+    handle.health()
+    handle.budgets()
+
+work()
+ours = [each._lock for each in gc.get_objects()
+        if isinstance(each, (MutexValue, MetricWrapperBase)) and hasattr(each, "_lock")]
+files = [cell.cell_contents for name, cell in zip(ValueClass.get.__code__.co_freevars, ValueClass.get.__closure__ or ())
+         if name == "lock"]
+locks = {id(each): each for each in [
+    *_forks._locks, *ours, *files, handle.metrics.registry._lock, handle.metrics.scraped._lock]}.values()
+assert len(locks) > 20
+holding, done = threading.Event(), threading.Event()
+
+def hold() -> None:
+    for each in locks:
+        each.acquire()
+    holding.set()
+    done.wait()
+    for each in locks:
+        each.release()
+
+holder = threading.Thread(target=hold)
+holder.start()
+holding.wait()
+child = os.fork()
+if not child:
+    work()
+    handle.uninstrument()
+    os._exit(0)
+deadline = time.monotonic() + 20
+while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+    if time.monotonic() > deadline:
+        os.kill(child, signal.SIGABRT)
+    time.sleep(0.01)
+done.set()
+holder.join()
+work()
+handle.uninstrument()
+raise SystemExit(os.waitstatus_to_exitcode(ended[1]))
+"""
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_a_fork_while_every_lock_is_held(shared: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter
+    """Whatever locks another thread held, in the child they are free."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)} if shared else None
+    ended = subprocess.run(
+        [sys.executable, "-c", EVERY_LOCK], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
+    assert 0 == ended.returncode, ended.stderr[-4000:]
+
+
 SERVERS = """
 import os, urllib.request
 import taskpilot_instrument as tp
