@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import URLError
@@ -180,6 +181,29 @@ def test_gunicorn(options: tuple[str, ...], tmp_path: Path) -> None:
         running.work(30)
         check(running, 3)
         assert dead not in running.workers("/signals", 3)
+
+
+def test_a_kill_in_the_midst_of_requests(tmp_path: Path) -> None:
+    """What was answered before a worker was killed under load is counted, and nothing twice."""
+    with service(tmp_path, gunicorn(tmp_path, "--threads=2")) as running:
+
+        def one(_: int) -> int | None:
+            try:
+                pid: int = json.loads(running.get("/run"))["pid"]
+            except (OSError, HTTPException):
+                return None
+            return pid
+
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(one, number) for number in range(120)]
+            first = asked[40].result()
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            done = sum(each.result() is not None for each in asked)
+        for told in running.workers("/signals", 3).values():
+            assert done <= told["sample"][0] <= len(asked)
+        assert done <= running.scrape()["workflow_runs"] <= len(asked)
+        assert done <= running.scrape()["taskpilot_llm_calls_total"] <= len(asked)
 
 
 def test_uvicorn(tmp_path: Path) -> None:
