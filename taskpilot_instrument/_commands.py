@@ -56,12 +56,15 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
 def signals(options: Namespace) -> int:
     """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
     while True:
-        found = ask(
-            options.url, "/signals", options.token, window=options.window, workflow=options.workflow,
-            agent=options.agent, model=options.model,
-        )  # fmt: skip
+        asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
+        if options.source:
+            found, shown = _of_source(options.source, asked)
+        else:
+            found, shown = ask(options.url, "/signals", options.token, **asked), None
         if options.format == "json":
             print(json.dumps(found, indent=2))
+        elif shown is not None:
+            print(shown)
         else:
             print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
             rows = [
@@ -74,6 +77,14 @@ def signals(options: Namespace) -> int:
         time.sleep(options.watch)
     failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
     return BAD if found["verdict"] in failing else OK
+
+
+def _of_source(source: str, asked: dict[str, str | None]) -> tuple[dict[str, Any], str]:
+    from taskpilot_instrument._instrument import golden_signals
+    from taskpilot_instrument.web import state
+
+    found = golden_signals(source=source, **asked)
+    return state.clean(state.signals(found)), str(found)
 
 
 def budgets(options: Namespace) -> int:
@@ -198,7 +209,7 @@ def serve(options: Namespace) -> int:
     instrument()
     if options.module:
         importlib.import_module(options.module)
-    with start(options.port, host=options.host, token=options.token) as server:
+    with start(options.port, host=options.host, token=options.token, source=options.source) as server:
         print(f"The page is at {server.url} (Ctrl+C stops it)", flush=True)
         _until_interrupted()
     return OK

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any, Final
 
+from taskpilot_instrument import _report_command
 from taskpilot_instrument._version import __version__
 
 _EXAMPLES: Final = """\
@@ -17,7 +18,9 @@ examples:
   taskpilot-instrument demo --serve             run on and on, with the live page at http://127.0.0.1:8080
   taskpilot-instrument signals --window 15m     the golden signals of a running page
   taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
+  taskpilot-instrument signals --source http://prometheus:9090 --window 1h    of all processes that it scrapes
   taskpilot-instrument budgets --format json    how every budget stands
+  taskpilot-instrument report --period week     the week so far, beside the one before
   taskpilot-instrument prices gpt-4o-mini       what a model costs
   taskpilot-instrument check                    is everything in place?
 """
@@ -43,6 +46,8 @@ def _run(options: Namespace) -> int:
         from taskpilot_instrument._demo import demo
 
         return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
+    if options.command == _report_command.NAME:
+        return _report_command.run(options)
     from taskpilot_instrument import _commands
 
     return _commands.run(getattr(_commands, options.command), options)
@@ -70,14 +75,18 @@ def _parser() -> ArgumentParser:
     serve.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0 picks a free one")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind to; any but this machine's needs --token")
     serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
+    serve.add_argument("--source", help="Prometheus whose golden signals are shown, those of all processes")
 
     signals = _asking(commands, "signals", "show the golden signals of a running page")
     signals.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     for name in ("workflow", "agent", "model"):
         signals.add_argument(f"--{name}", help=f"only this {name}")
+    signals.add_argument("--source", help="a Prometheus to ask in place of a page; its token is TASKPILOT_SOURCE_TOKEN")
     signals.add_argument("--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds")
     signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
     _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
+
+    _report_command.add_report(commands)
 
     prices = _command(commands, "prices", "show what a model costs")
     prices.add_argument("model", help="such as gpt-4o-mini")

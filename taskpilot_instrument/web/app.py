@@ -23,6 +23,7 @@ from taskpilot_instrument.web import state
 from taskpilot_instrument.web.description import DESCRIPTION
 from taskpilot_instrument.web.gate import LOOPBACK, Gate
 from taskpilot_instrument.web.problems import HANDLERS, problem
+from taskpilot_instrument.web.shown import Shown
 
 _PAGE: Final = files("taskpilot_instrument.web")
 _TYPES: Final = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
@@ -38,6 +39,7 @@ def create_app(
     token: str | None = None,
     hosts: Iterable[str] | None = LOOPBACK,
     cors_origins: Iterable[str] = (),
+    source: str | None = None,
 ) -> Any:
     """Return the ASGI application; mount it in another one, or serve it alone.
 
@@ -45,11 +47,12 @@ def create_app(
     :param token: bearer token that every request but the empty page and ``/healthz`` has to bring.
     :param hosts: host names that requests may ask for; those of this machine by default, None takes any.
     :param cors_origins: origins whose pages may ask, such as ``https://support.example``; none by default.
+    :param source: Prometheus whose golden signals are shown, those of all processes; else the setting ``source``.
     :raises ConfigurationError: for a token that is too short.
     """
     if token is not None and len(token) < 16:
         raise ConfigurationError("token= takes a secret of 16 characters or more, such as secrets.token_urlsafe()")
-    faces = _Faces(handle)
+    faces = _Faces(handle, source)
     routes = [
         Route("/", faces.page),
         Route("/page.js", faces.page),
@@ -71,8 +74,9 @@ def create_app(
 
 
 class _Faces:
-    def __init__(self, handle: Instrumentation | None) -> None:
+    def __init__(self, handle: Instrumentation | None, source: str | None) -> None:
         self._given = handle
+        self._shown = Shown(source)
         self._watching = 0
         if handle is not None:
             handle.ring()  # from now on runs are kept
@@ -107,7 +111,7 @@ class _Faces:
     async def signals(self, request: Request) -> Response:
         """Answer with the golden signals."""
         asked = _query(request, "window", "workflow", "agent", "model")
-        found = await run_in_threadpool(lambda: state.signals(self._handle.golden_signals(**asked)))
+        found = await run_in_threadpool(lambda: state.signals(self._shown.signals(self._handle, **asked)))
         return JSONResponse(state.clean(found))
 
     async def budgets(self, _request: Request) -> Response:
@@ -158,7 +162,7 @@ class _Faces:
         return JSONResponse(await self._snapshot(_query(request, "window").get("window")))
 
     async def _snapshot(self, window: str | None) -> dict[str, Any]:
-        return await run_in_threadpool(state.snapshot, self._handle, self._ring, window)
+        return await run_in_threadpool(state.snapshot, self._handle, self._ring, self._shown, window)
 
     async def live(self, request: Request) -> Response:
         """Send what the page shows whenever it changes, as server-sent events."""

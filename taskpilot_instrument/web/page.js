@@ -77,11 +77,11 @@ function drawSignals(state) {
       make("span", { class: "word" }, signal.verdict), make("span", { class: "quiet" }, ` · ${bounds}`),
       sparkline(state.series[key] || [], `${name} of the last minutes`));
   }));
-  const checked = found.checked_runs ? `${found.checked_runs} checked by policies` : "no run checked by policies";
+  const checked = found.checked_runs === null ? "which runs were checked is not known" : found.checked_runs ? `${found.checked_runs} checked by policies` : "no run checked by policies";
   at("basis").textContent =
     `${number(found.runs)} runs, ${number(found.successes)} successful; ${dollars(found.total_cost_usd)} spent, ` +
     `${dollars(found.wasted_cost_usd)} of it on calls that did not succeed; ${checked}; ` +
-    `${number(found.feedback)} verdicts of users (${percent(found.feedback_response_rate_percent)} of runs).` +
+    `${number(found.feedback)} verdicts of users (${percent(found.feedback_response_rate_percent)} of runs)${found.source ? `; by ${found.source}` : ""}.` +
     (state.problems.length ? ` ${state.problems.join("; ")}` : "");
 }
 

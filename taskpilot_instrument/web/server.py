@@ -69,6 +69,7 @@ def serve(
     token: str | None = None,
     cors_origins: Iterable[str] = (),
     handle: Instrumentation | None = None,
+    source: str | None = None,
 ) -> Server:
     """Serve the page and the API in a thread beside the application.
 
@@ -77,6 +78,7 @@ def serve(
     :param token: bearer token that requests have to bring.
     :param cors_origins: origins whose pages may ask.
     :param handle: what is shown; the instrumentation in force by default.
+    :param source: Prometheus whose golden signals are shown, those of all processes; else the setting ``source``.
     :raises ConfigurationError: for an open address without a token, a port that is taken, or without the extra ``web``.
     :raises NotInstrumentedError: before ``instrument()``.
     """
@@ -92,6 +94,6 @@ def serve(
         raise ConfigurationError("the page needs: pip install 'taskpilot-instrument[web]'") from error
     shown = handle or instrumentation()
     hosts = LOOPBACK if host in _LOCAL_ADDRESSES else None
-    app = create_app(shown, token=token, hosts=hosts, cors_origins=cors_origins)
+    app = create_app(shown, token=token, hosts=hosts, cors_origins=cors_origins, source=source)
     config = uvicorn.Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
     return Server(uvicorn.Server(config), host).start()

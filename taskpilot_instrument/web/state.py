@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from taskpilot_instrument.errors import LedgerError
+from taskpilot_instrument.errors import LedgerError, SourceError
 from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import (
@@ -17,6 +17,7 @@ from taskpilot_instrument.semconv import (
 )
 from taskpilot_instrument.sinks._signals import percent
 from taskpilot_instrument.sinks.ring import Ring
+from taskpilot_instrument.web.shown import UNKNOWN, Shown
 
 #: How many points a sparkline has, and how many seconds each stands for.
 _POINTS: Final = 30
@@ -32,6 +33,7 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
     verdicts = found.verdicts
     return {
         "verdict": str(found.verdict),
+        "source": found.source,
         "window_seconds": found.window_seconds,
         "runs": found.runs,
         "successes": found.successes,
@@ -43,6 +45,7 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
         "total_cost_usd": found.total_cost_usd,
         "wasted_cost_usd": found.wasted_cost_usd,
         "cost_coverage": found.cost_coverage,
+        "p95_bounds_ms": found.sample.p95_bounds_ms,
         "signals": {
             key: {
                 "value": value,
@@ -88,7 +91,7 @@ def costs(handle: Instrumentation) -> dict[str, dict[str, float]]:
     return {by: dict(sorted(spent.items(), key=lambda item: -item[1])[:20]) for by, spent in found.items()}
 
 
-def snapshot(handle: Instrumentation, ring: Ring, window: str | None) -> dict[str, Any]:
+def snapshot(handle: Instrumentation, ring: Ring, shown: Shown, window: str | None) -> dict[str, Any]:
     """Return everything that the page shows."""
     runs = ring.runs()
     problems: list[str] = []
@@ -97,9 +100,14 @@ def snapshot(handle: Instrumentation, ring: Ring, window: str | None) -> dict[st
     except LedgerError as error:
         standing = []
         problems.append(str(error))
+    try:
+        golden = shown.signals(handle, window=window)
+    except SourceError as error:
+        golden = UNKNOWN
+        problems.append(str(error))
     found: dict[str, Any] = clean({
         "service": handle.settings.service_name,
-        "signals": signals(handle.golden_signals(window=window)),
+        "signals": signals(golden),
         "series": _series(runs),
         "runs": runs[:_SHOWN_RUNS],
         "events": ring.events(_SHOWN_EVENTS),
