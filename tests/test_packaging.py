@@ -248,7 +248,7 @@ def test_the_wheel_holds_the_package_and_the_example(wheel: zipfile.ZipFile) -> 
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
 
     page = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / NAME / "web").glob("page.*")}
-    assert len(page) == 3
+    assert len(page) == 6
     assert sources | page | {f"{NAME}/py.typed", f"{NAME}/_examples/taskpilot_workflow.py"} == shipped
 
 
