@@ -216,7 +216,7 @@ class Tier:
                 yield closed.bucket
 
     def since(self, from_ns: int) -> Iterator[tuple[int, Bucket]]:
-        """Yield when each bucket begins that begins at ``from_ns`` or later, and its content; a copy of the open one."""
+        """Yield each bucket that begins at ``from_ns`` or later, and when that is; of the open one a copy."""
         if self.open_ns >= from_ns:
             yield self.open_ns, self.open.copy()
         for closed in reversed(self._closed):
