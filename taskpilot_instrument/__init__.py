@@ -1,6 +1,18 @@
 """Two decorators and one call turn any Python agent into spans, tags, logs and metrics."""
 
 from taskpilot_instrument._experiment_report import ExperimentReport
+from taskpilot_instrument._instrument import (
+    add_budget,
+    budget_status,
+    compare_models,
+    experiment_report,
+    feedback_token,
+    golden_signals,
+    health,
+    instrument,
+    record_feedback,
+    uninstrument,
+)
 from taskpilot_instrument._rules import ArgumentRule, Keywords, MaxToolCalls, Patterns, ToolAllowList
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.alerts import Alert, AlertFired
@@ -29,19 +41,7 @@ from taskpilot_instrument.policy import Allow, Deny, Flag, Policy, Subject
 from taskpilot_instrument.pricing import MODEL_PRICING, PriceBook, calculate_cost
 from taskpilot_instrument.propagation import PropagationMiddleware, async_httpx_hook, httpx_hook, inject_headers
 from taskpilot_instrument.runaway import Runaway
-from taskpilot_instrument.runtime import (
-    Instrumentation,
-    add_budget,
-    budget_status,
-    compare_models,
-    experiment_report,
-    feedback_token,
-    golden_signals,
-    health,
-    instrument,
-    record_feedback,
-    uninstrument,
-)
+from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.sinks.logs import TaskpilotFields, add_taskpilot_fields
 from taskpilot_instrument.sinks.metrics import MetricsBackend

@@ -122,8 +122,8 @@ def prices(options: Namespace) -> int:
 
 def check(_options: Namespace) -> int:
     """Verify an installation; the exit status says whether anything is wrong."""
+    from taskpilot_instrument._instrument import instrument
     from taskpilot_instrument.pricing import BOOK, price_table_date
-    from taskpilot_instrument.runtime import instrument
     from taskpilot_instrument.settings import Settings
     from taskpilot_instrument.usage import TokenUsage
 
@@ -189,7 +189,7 @@ def serve(options: Namespace) -> int:
     import importlib
 
     from taskpilot_instrument._demo import end_on_signals
-    from taskpilot_instrument.runtime import instrument
+    from taskpilot_instrument._instrument import instrument
     from taskpilot_instrument.web import serve as start
 
     end_on_signals()

@@ -18,9 +18,10 @@ from typing import Final
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from taskpilot_instrument import semconv as names
+from taskpilot_instrument._instrument import instrument
 from taskpilot_instrument._trace_tree import trace_tree
 from taskpilot_instrument.embedded import EmbeddedServer
-from taskpilot_instrument.runtime import Instrumentation, instrument
+from taskpilot_instrument.runtime import Instrumentation
 
 _EXAMPLE: Final = "taskpilot_workflow.py"
 #: Spans and log lines beyond these are forgotten, oldest first: a run of the demo has about ten of each.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from taskpilot_instrument import runtime
+from taskpilot_instrument import _instrument
 
 
 class TaskpilotInstrumentor:
@@ -17,8 +17,8 @@ class TaskpilotInstrumentor:
         :param given: ``tracer_provider`` and ``meter_provider`` count; what else the loader says does not concern us.
         :raises ConfigurationError: for an environment variable that is not valid.
         """
-        runtime.instrument(tracer_provider=given.get("tracer_provider"), meter_provider=given.get("meter_provider"))
+        _instrument.instrument(tracer_provider=given.get("tracer_provider"), meter_provider=given.get("meter_provider"))
 
     def uninstrument(self, **_given: Any) -> None:
         """Call :func:`taskpilot_instrument.uninstrument`."""
-        runtime.uninstrument()
+        _instrument.uninstrument()

@@ -1,13 +1,18 @@
 """Fixtures: everything recorded in memory, and a check that no test leaves anything behind."""
 
 import gc
+import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import hypothesis
 import openai
 import pytest
+from log_bench import Bench, Kept
 from openai._base_client import AsyncAPIClient, SyncAPIClient
+from runtime_kit import Memory
 
+import taskpilot_instrument as tp
 from taskpilot_instrument import _guard, _operation
 from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.testing import Captured, capture
@@ -62,3 +67,46 @@ def nothing_is_left() -> Iterator[None]:
     assert _operation._note_collector not in gc.callbacks
     assert _operation.active() is None
     assert _operation.current() is None
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide the developer's own variables, and let no failed test stay instrumented."""
+    for name in os.environ:
+        if name.startswith(("OTEL_", "TASKPILOT_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TASKPILOT_LOGS", "off")
+    yield
+    tp.uninstrument()
+    _guard.reset()
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    """A tracer provider of the application."""
+    made = Memory()
+    yield made
+    made.provider.shutdown()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A sink that writes the flat profile into memory."""
+    return Bench()
+
+
+@pytest.fixture
+def swallowing() -> Iterator[None]:
+    """Let the guard swallow, as in production, and forget what it counted."""
+    before, _guard.policy.reraise = _guard.policy.reraise, False
+    yield
+    _guard.policy.reraise = before
+    _guard.reset()
+
+
+@pytest.fixture
+def logger() -> logging.Logger:
+    """A stdlib logger of its own."""
+    made = logging.Logger("app", logging.INFO)  # noqa: LOG001 - no other test may see it
+    made.addHandler(Kept())
+    return made

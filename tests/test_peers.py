@@ -26,9 +26,9 @@ Line   What went wrong elsewhere                   What holds it here
                                                    test_callables.py::test_generator_does_not_leak_into_consumer
                                                    test_classes.py::test_identity_pickling_and_copies
 8      uninstrument did nothing, or too much       test_peers.py::test_instrumented_twice_is_seen_once
-                                                   test_runtime.py::test_under_somebody_elses_patch
-                                                   test_runtime.py::test_on_top_of_somebody_elses_patch
-9      one renamed method switched off others      test_runtime.py::test_missing_target
+                                                   test_uninstrument.py::test_under_somebody_elses_patch
+                                                   test_uninstrument.py::test_on_top_of_somebody_elses_patch
+9      one renamed method switched off others      test_health.py::test_missing_target
 10     failed streams were successes               test_openai_streams.py::test_error_event
                                                    test_openai_streams.py::test_connection_cut
                                                    test_openai_streams.py::test_async_connection_cut

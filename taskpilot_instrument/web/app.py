@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from taskpilot_instrument._instrument import instrumentation
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.runtime import Instrumentation, instrumentation
+from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.web import assets, state
 from taskpilot_instrument.web.description import DESCRIPTION
 from taskpilot_instrument.web.gate import LOOPBACK, Gate

@@ -6,8 +6,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from taskpilot_instrument._instrument import instrumentation
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.runtime import Instrumentation, instrumentation
+from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.web.gate import LOOPBACK
 
 _LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "localhost"})
