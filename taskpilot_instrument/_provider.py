@@ -107,7 +107,7 @@ def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
     :raises ConfigurationError: where no exporter can be made.
     """
     attributes = {**settings.resource_attributes, RESOURCE_SERVICE_NAME: settings.service_name}
-    exporter = _exporter(settings) if settings.otlp_endpoint is not None else None
+    exporter = make_exporter(settings) if settings.otlp_endpoint is not None else None
     provider = TracerProvider(resource=Resource.create(attributes))
     if exporter is not None:
         provider.add_span_processor(_EndCounter(counts))
@@ -115,8 +115,8 @@ def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
     return provider
 
 
-def _exporter(settings: Settings) -> SpanExporter:
-    """Make the exporter, which reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
+def make_exporter(settings: Settings) -> SpanExporter:
+    """Make the exporter for the endpoint that is set; it reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
 
     :raises ConfigurationError: where it cannot make sense of them.
     """

@@ -140,9 +140,7 @@ def test_agents(shown: tuple[Captured, Server], api: httpx.Client, client: opena
     client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}])
     shown[0].metrics.increment_counter("agent.PlannerAgent.policy.violations")
     failing, planner, outside = api.get("/state").json()["agents"]
-    assert ("ExecutorAgent", 1, 1, 0.0) == tuple(
-        failing[key] for key in ("agent", "runs", "failed", "success_rate")
-    )
+    assert ("ExecutorAgent", 1, 1, 0.0) == tuple(failing[key] for key in ("agent", "runs", "failed", "success_rate"))
     assert ("PlannerAgent", 2, 0, 2, 1) == tuple(
         planner[key] for key in ("agent", "runs", "failed", "calls", "violations")
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ from taskpilot_instrument.web.series import Series
 
 #: Pages that may watch at once; each costs a task, and each window that is asked for a look at the figures a second.
 _MOST_WATCHERS: Final = 32
+#: How often in a pause somebody who watches is asked whether the server stops.
+_LOOKS_UP: Final = 5
 _VOTE_FIELDS: Final = frozenset(DESCRIPTION["components"]["schemas"]["Vote"]["properties"])
 
 
@@ -36,6 +38,7 @@ def create_app(
     token: str | None = None,
     hosts: Iterable[str] | None = LOOPBACK,
     cors_origins: Iterable[str] = (),
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Return the ASGI application; mount it in another one, or serve it alone.
 
@@ -43,11 +46,12 @@ def create_app(
     :param token: bearer token that every request but the empty page and ``/healthz`` has to bring.
     :param hosts: host names that requests may ask for; those of this machine by default, None takes any.
     :param cors_origins: origins whose pages may ask, such as ``https://support.example``; none by default.
+    :param is_stopping: asked while pages watch: True lets them go, so that the server need not wait for them.
     :raises ConfigurationError: for a token that is too short.
     """
     if token is not None and len(token) < 16:
         raise ConfigurationError("token= takes a secret of 16 characters or more, such as secrets.token_urlsafe()")
-    faces = _Faces(handle)
+    faces = _Faces(handle, is_stopping)
     routes = [
         *(Route(path, faces.page) for path in assets.TYPES),
         Route("/metrics", faces.metrics),
@@ -70,8 +74,9 @@ def create_app(
 
 
 class _Faces:
-    def __init__(self, handle: Instrumentation | None) -> None:
+    def __init__(self, handle: Instrumentation | None, is_stopping: Callable[[], bool]) -> None:
         self._given = handle
+        self._is_stopping = is_stopping
         self._watching = 0
         self._series: tuple[Instrumentation, Series] | None = None
         self._live = Live(lambda window: json.dumps(self._snapshot(window)))
@@ -202,7 +207,10 @@ class _Faces:
         try:
             yield f"data: {sent}\n\n"
             while not await request.is_disconnected():
-                await asyncio.sleep(PAUSE_S)
+                for _ in range(_LOOKS_UP):
+                    await asyncio.sleep(PAUSE_S / _LOOKS_UP)
+                    if self._is_stopping():
+                        return
                 now = await self._live.text(window)
                 # A comment keeps the connection, and tells us when nobody is there any more.
                 yield f"data: {now}\n\n" if now != sent else ": still here\n\n"

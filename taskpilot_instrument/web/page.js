@@ -50,7 +50,7 @@ function drawSignals(state) {
       known.length ? make("span", { class: "quiet scale" }, make("span", {}, brief(seconds)), make("span", {}, range)) : null);
   }));
   const ended = points.runs.reduce((sum, runs) => sum + runs, 0);
-  const checked = found.checked_runs ? `${number(found.checked_runs)} checked by policies` : "no run checked by policies";
+  const checked = found.checked_runs === null ? "which runs were checked is not known" : found.checked_runs ? `${number(found.checked_runs)} checked by policies` : "no run checked by policies";
   at("basis").textContent =
     `${many(found.runs, "run")}, ${number(found.successes)} successful (${number(ended)} in the ${period}, a point for every ${span(width_s)}); ` +
     `${found.cost_coverage !== null && found.cost_coverage < 1 ? "≥ " : ""}${dollars(found.total_cost_usd)} spent, ` +

@@ -69,7 +69,7 @@ export function drawRuns(state) {
     const key = `${run.request_id} ${run.started}`;
     const why = cause(run);
     const details = make("details", { ontoggle: (event) => { event.target.open ? opened.add(key) : opened.delete(key); } },
-      make("summary", { "aria-label": `${run.name} ${run.request_id} ${clock(run.started)}: ${run.outcome}` },
+      make("summary", { "aria-label": `${run.name} ${run.request_id} ${clock(run.started)}: ${run.outcome}${why ? `, ${why}` : ""}` },
         make("span", { class: "name" }, run.name), make("span", { class: `word ${run.outcome}` }, run.outcome),
         make("span", { class: "num" }, milliseconds(run.ms)), make("span", { class: "num cost" }, dollars(run.cost_usd)),
         make("span", { class: "quiet num" }, clock(run.started)), make("span", { class: "id" }, run.request_id),
