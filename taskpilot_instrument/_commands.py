@@ -133,7 +133,12 @@ def serve(options: Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))
     instrument()
     if options.module:
-        importlib.import_module(options.module)
+        try:
+            importlib.import_module(options.module)
+        except ModuleNotFoundError as error:
+            if f"{options.module}.".startswith(f"{error.name}."):  # else it is one that the module itself needs
+                raise CommandError(f"serve {options.module}: there is no such module here") from None
+            raise
     with start(options.port, host=options.host, token=options.token) as server:
         print(f"The page is at {server.url} (Ctrl+C stops it)", flush=True)
         wait_for_the_end()

@@ -60,7 +60,7 @@ def create_app(
         Route("/budgets", faces.budgets),
         Route("/models", faces.models),
         Route("/experiments", faces.experiments),
-        Route("/experiments/{name}", faces.experiment),
+        Route("/experiments/{name:path}", faces.experiment),
         Route("/runs", faces.runs),
         Route("/healthz", faces.healthz),
         Route("/state", faces.state),

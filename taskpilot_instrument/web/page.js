@@ -13,7 +13,7 @@ let watching = null;
 // Of each signal: key, name, how it is shown, its bound, and which agent it comes from most.
 const SIGNALS = [
   ["success_rate", "Success rate", percent, (bound) => `≥ ${bound} %`,
-    (agents) => most(agents, (each) => each.failed, (each) => `${number(each.failed)} of ${many(each.runs, "run")} failed`)],
+    (agents) => most(agents, (each) => each.failed, (each) => `${number(each.failed)} of ${many(each.runs, "run")} failed`, 2)],
   ["p95_latency_ms", "p95 latency", milliseconds, (bound) => `≤ ${bound / 1000} s`,
     (agents) => most(agents, (each) => each.p95_latency_ms, (each) => `p95 ${milliseconds(each.p95_latency_ms)}`)],
   ["cost_per_successful_task_usd", "Cost per task", dollars, (bound) => `≤ $${bound.toFixed(2)}`,
@@ -24,10 +24,11 @@ const SIGNALS = [
     (agents) => most(agents, (each) => each.violations, (each) => many(each.violations, "violation"))],
 ];
 
-function most(agents, value, show) {
-  const named = agents.filter((each) => each.agent !== "none" && value(each) > 0);
-  const first = named.sort((a, b) => value(b) - value(a))[0];
-  return first ? `${first.agent}: ${show(first)}` : null;
+// The first agent, and of up to `count` in all those that have half as much of it or more.
+function most(agents, value, show, count = 1) {
+  const named = agents.filter((each) => each.agent !== "none" && value(each) > 0).sort((a, b) => value(b) - value(a));
+  const told = named.slice(0, count).filter((each) => 2 * value(each) >= value(named[0]));
+  return told.map((each) => `${each.agent}: ${show(each)}`).join("; ") || null;
 }
 
 function drawSignals(state) {

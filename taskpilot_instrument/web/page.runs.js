@@ -47,7 +47,7 @@ function waterfall(run) {
     return more.childNodes.length ? [figures, make("tr", {}, more)] : [figures];
   });
   const heads = ["Span", "Outcome", "Tokens", "Cost", "Time", "When"];
-  return make("div", { class: "scroll" }, make("table", { class: "waterfall" },
+  return make("div", { class: "scroll", role: "region", "aria-label": `Spans of ${run.request_id}`, tabindex: "0" }, make("table", { class: "waterfall" },
     make("thead", {}, make("tr", {}, ...heads.map((text, index) => make("th", { scope: "col", class: HEAD_CLASSES[index] }, text)))),
     make("tbody", {}, ...rows)));
 }
