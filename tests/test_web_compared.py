@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import taskpilot_instrument as tp
 from taskpilot_instrument.testing import Captured, FakeClock, capture
 from taskpilot_instrument.web import Server, serve
-from taskpilot_instrument.web.live import Live
+from taskpilot_instrument.web.live import Live, Paced
 from taskpilot_instrument.web.series import Series
 
 
@@ -273,3 +274,21 @@ def test_a_look_that_fails_is_looked_again() -> None:
         return await live.text(None)
 
     assert "seen" == asyncio.run(ask())
+
+
+def test_what_takes_long_is_made_less_often() -> None:
+    """What is made at once is made anew each time it is old; what took long is given again meanwhile."""
+    paced, made = Paced(), Counter[str]()
+
+    def make(what: str, seconds: float) -> int:
+        time.sleep(seconds)
+        made[what] += 1
+        return made[what]
+
+    for _ in range(3):
+        paced.get("slow", "1h", lambda: make("slow", 0.5))  # good for ten seconds
+    paced.get("slow", "24h", lambda: make("slow", 0))
+    assert 2 == made["slow"]
+    paced.get("quick", None, lambda: make("quick", 0))
+    time.sleep(0.2)
+    assert 2 == paced.get("quick", None, lambda: make("quick", 0))

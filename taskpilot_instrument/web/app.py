@@ -21,7 +21,7 @@ from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.web import assets, state
 from taskpilot_instrument.web.description import DESCRIPTION
 from taskpilot_instrument.web.gate import LOOPBACK, Gate
-from taskpilot_instrument.web.live import PAUSE_S, Live
+from taskpilot_instrument.web.live import PAUSE_S, Live, Paced
 from taskpilot_instrument.web.problems import HANDLERS, problem
 from taskpilot_instrument.web.series import Series
 
@@ -79,7 +79,8 @@ class _Faces:
         self._is_stopping = is_stopping
         self._watching = 0
         self._series: tuple[Instrumentation, Series] | None = None
-        self._live = Live(lambda window: json.dumps(self._snapshot(window)))
+        self._paced = Paced()
+        self._live = Live(lambda window: json.dumps(self._snapshot(window, self._paced)))
         if handle is not None:
             handle.ring()  # from now on runs are kept
 
@@ -184,11 +185,11 @@ class _Faces:
         """Answer with all that the page shows."""
         return JSONResponse(await run_in_threadpool(self._snapshot, _query(request, "window").get("window")))
 
-    def _snapshot(self, window: str | None) -> dict[str, Any]:
+    def _snapshot(self, window: str | None, paced: Paced | None = None) -> dict[str, Any]:
         handle, held = self._handle, self._series
         if held is None or held[0] is not handle:
             held = self._series = handle, Series(handle.metrics.windows)
-        return state.snapshot(handle, held[1], window)
+        return state.snapshot(handle, held[1], window, paced)
 
     async def live(self, request: Request) -> Response:
         """Send what the page shows whenever it changes, as server-sent events."""

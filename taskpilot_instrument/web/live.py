@@ -1,13 +1,18 @@
 """What all who watch are sent: computed once a tick, however many they are."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from starlette.concurrency import run_in_threadpool
 
+Made = TypeVar("Made")
 PAUSE_S: Final = 1.0
+#: How many times as long as it took to make, something is good for, and for how long it is kept where nobody asks.
+_REST: Final = 20
+_KEPT_S: Final = 60.0
 
 
 class _Seen(NamedTuple):
@@ -48,3 +53,29 @@ class Live:
             return text
         finally:
             del self._looking[window]
+
+
+class _Made(NamedTuple):
+    at_s: float
+    took_s: float
+    value: Any
+
+
+class Paced:
+    """Make again what has become old; what takes long to make becomes old later, so that little time goes into it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[tuple[str, str | None], _Made] = {}
+
+    def get(self, what: str, window: str | None, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` returns, or lately returned."""
+        began = time.monotonic()
+        made = self._made.get((what, window))
+        if made is not None and began - made.at_s < _REST * made.took_s:
+            return cast("Made", made.value)
+        value, now = make(), time.monotonic()
+        with self._lock:
+            self._made = {key: each for key, each in self._made.items() if now - each.at_s < _KEPT_S}
+            self._made[what, window] = _Made(now, now - began, value)
+        return value

@@ -9,6 +9,7 @@ from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks._signals import percent
 from taskpilot_instrument.web.breakdown import by_agent
+from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
 
 _SHOWN_RUNS: Final = 25
@@ -65,6 +66,11 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
     ]
 
 
+def agents(handle: Instrumentation, seconds: int | None) -> list[dict[str, Any]]:
+    """Return the figures of each agent, those with failures first."""
+    return by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000))
+
+
 def models(handle: Instrumentation, window: str | None = None, agent: str | None = None) -> dict[str, Any]:
     """Return how the models stand beside each other.
 
@@ -84,13 +90,14 @@ def experiments(handle: Instrumentation) -> list[dict[str, Any]]:
     return found
 
 
-def snapshot(handle: Instrumentation, series: Series, window: str | None) -> dict[str, Any]:
+def snapshot(handle: Instrumentation, series: Series, window: str | None, paced: Paced | None = None) -> dict[str, Any]:
     """Return everything that the page shows.
 
+    :param paced: who watches may be given comparisons that are a few seconds old, where they take long to make.
     :raises ConfigurationError: for a window that cannot be read.
     """
     seconds = parse_window(window) if window is not None else None
-    ring, problems = handle.ring(), list[str]()
+    ring, problems, paced = handle.ring(), list[str](), paced or Paced()
     try:
         standing = budgets(handle)
     except LedgerError as error:
@@ -105,9 +112,9 @@ def snapshot(handle: Instrumentation, series: Series, window: str | None) -> dic
         "runs": runs[:_SHOWN_RUNS],
         "older_failures": failed[:_SHOWN_FAILURES],
         "events": ring.events(_SHOWN_EVENTS),
-        "agents": by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000)),
-        "models": models(handle, window),
-        "experiments": experiments(handle),
+        "agents": paced.get("agents", window, lambda: agents(handle, seconds)),
+        "models": paced.get("models", window, lambda: models(handle, window)),
+        "experiments": paced.get("experiments", None, lambda: experiments(handle)),
         "budgets": standing,
         "problems": problems,
     })  # fmt: skip
