@@ -26,8 +26,17 @@ function thumb(run, correct) {
   }, correct ? "👍 correct" : "👎 incorrect");
 }
 
+// Whether the error of a span came up from a span beneath it, which tells it.
+function isPassedOn(spans, place) {
+  for (const beneath of spans.slice(place + 1)) {
+    if (beneath.depth <= spans[place].depth) return false;
+    if (beneath.error === spans[place].error) return true;
+  }
+  return false;
+}
+
 function waterfall(run) {
-  const rows = run.spans.flatMap((span) => {
+  const rows = run.spans.flatMap((span, place) => {
     const left = run.ms ? (1000 * (span.started - run.started) * 1000) / run.ms : 0;
     const width = run.ms ? Math.max((1000 * span.ms) / run.ms, 4) : 1000;
     const tokens = span.input_tokens === null ? "" : `${number(span.input_tokens)} → ${number(span.output_tokens)}`;
@@ -36,7 +45,7 @@ function waterfall(run) {
     name.append(span.name);
     const more = make("td", { colspan: "6" });
     more.style.paddingLeft = name.style.paddingLeft;
-    if (span.error) more.append(make("div", { class: `${span.outcome} mono` }, span.error));
+    if (span.error && !isPassedOn(run.spans, place)) more.append(make("div", { class: `${span.outcome} mono` }, span.error));
     for (const [what, text] of [["Input", span.input], ["Output", span.output]]) {
       if (text) more.append(make("pre", { role: "region", "aria-label": `${what} of ${span.name}`, tabindex: "0" }, text));
     }

@@ -123,7 +123,7 @@ export function drawBudgets(budgets) {
   const rows = budgets.map((one) => {
     const state = one.ratio >= 1 ? "over" : one.ratio >= 0.8 ? "near" : "";
     const tone = { over: "error", near: "blocked" }[state] || "";
-    const resets = one.resets_at ? `resets ${new Date(one.resets_at).toLocaleString()}` : "never resets";
+    const resets = one.resets_at ? `resets ${new Date(one.resets_at).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })}` : "never resets";
     const name = `${one.name}${one.account ? ` (${one.account})` : ""}`;
     const window = one.window === "total" ? "in all" : `each ${one.window}`;
     return make("li", {}, make("div", { class: "row" }, make("span", {}, name),
