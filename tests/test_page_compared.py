@@ -196,3 +196,21 @@ def test_tables_scroll_by_themselves(
     assert tables.count() >= 3
     assert ["0"] * tables.count() == [each.get_attribute("tabindex") for each in tables.all()]
     assert [] == page.close()
+
+
+def test_what_is_read_stays_where_it_is(browser: Any, shown: tuple[Captured, Server], client: openai.OpenAI) -> None:
+    """While runs end, a run that is open stays open and keeps the focus, and a table stays scrolled to the side."""
+    for model in ("gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"):
+        PlannerAgent().run(client, model)
+    fail("req-open")
+    page = Page(browser, shown[1].url, viewport={"width": 390, "height": 740})
+    summary = page.page.locator("summary", has_text="req-open")
+    summary.click()
+    opened = summary.element_handle()
+    scrolled = "document.querySelector('#models .scroll').scrollLeft"
+    page.page.evaluate(f"{scrolled} = 50")
+    PlannerAgent().run(client)
+    page.page.locator("#models tbody tr:first-child td:nth-child(2)", has_text="2").wait_for()
+    assert opened.evaluate("e => e.isConnected && e.parentElement.open && e === document.activeElement")
+    assert 50 == page.page.evaluate(scrolled)
+    assert [] == page.close()

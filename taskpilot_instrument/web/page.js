@@ -93,15 +93,24 @@ function drawWrong(state) {
   said = now;
 }
 
+// Only what has changed is drawn again.
+const drawn = new Map();
+function part(name, data, show) {
+  const text = JSON.stringify(data);
+  if (drawn.get(name) === text) return;
+  drawn.set(name, text);
+  show(data);
+}
+
 function draw(state) {
   drawSignals(state);
   drawWrong(state);
-  drawEvents(state.events);
-  drawAgents(state.agents);
+  part("events", state.events, drawEvents);
+  part("agents", state.agents, drawAgents);
   drawRuns(state);
-  drawBudgets(state.budgets);
-  drawModels(state.models);
-  drawExperiments(state.experiments);
+  part("budgets", state.budgets, drawBudgets);
+  part("models", state.models, drawModels);
+  part("experiments", state.experiments, drawExperiments);
 }
 
 // --- talking to the server -----------------------------------------------------------------------

@@ -1,6 +1,6 @@
 // The latest runs as waterfalls, and what was decided and what failed.
 
-import { at, clock, dollars, drawing, make, milliseconds, number } from "./page.shapes.js";
+import { at, clock, dollars, drawing, make, milliseconds, number, sync } from "./page.shapes.js";
 
 const voted = new Map();
 const opened = new Set();
@@ -13,16 +13,18 @@ export function onVote(callback) {
   at("failed-only").addEventListener("change", () => shown && drawRuns(shown));
 }
 
-async function vote(run, correct) {
-  if (await send(run.request_id, correct)) voted.set(run.request_id, correct);
-  drawRuns(shown);
+async function vote(run, correct, buttons) {
+  if (!(await send(run.request_id, correct))) return;
+  voted.set(run.request_id, correct);
+  for (const button of buttons.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.correct === String(correct)));
 }
 
 function thumb(run, correct) {
   const name = correct ? "correct" : "incorrect";
   return make("button", {
     type: "button", "aria-pressed": String(voted.get(run.request_id) === correct),
-    "aria-label": `Mark run ${run.request_id} as ${name}`, onclick: () => vote(run, correct),
+    "aria-label": `Mark run ${run.request_id} as ${name}`, "data-correct": String(correct),
+    onclick: (event) => vote(run, correct, event.currentTarget.parentElement),
   }, correct ? "👍 correct" : "👎 incorrect");
 }
 
@@ -68,31 +70,29 @@ function cause(run) {
   return told ? `${told.name}: ${told.error}` : null;
 }
 
+function item(run, key) {
+  const why = cause(run);
+  const details = make("details", { ontoggle: (event) => { event.target.open ? opened.add(key) : opened.delete(key); } },
+    make("summary", { "aria-label": `${run.name} ${run.request_id} ${clock(run.started)}: ${run.outcome}${why ? `, ${why}` : ""}` },
+      make("span", { class: "name" }, run.name), make("span", { class: `word ${run.outcome}` }, run.outcome),
+      make("span", { class: "num" }, milliseconds(run.ms)), make("span", { class: "num cost" }, dollars(run.cost_usd)),
+      make("span", { class: "quiet num" }, clock(run.started)), make("span", { class: "id" }, run.request_id),
+      why ? make("span", { class: `why ${run.outcome}` }, why) : null),
+    waterfall(run),
+    make("div", { class: "votes" }, thumb(run, true), thumb(run, false),
+      run.trace_id ? make("span", { class: "mono quiet" }, `trace ${run.trace_id}`) : null,
+      run.cut ? make("span", { class: "quiet" }, "more spans than are shown") : null));
+  details.open = opened.has(key);
+  return make("li", { class: run.outcome === "success" ? null : "bad" }, details);
+}
+
 export function drawRuns(state) {
   shown = state;
   const onlyFailed = at("failed-only").checked;
   const runs = onlyFailed ? [...state.runs, ...state.older_failures].filter((run) => run.outcome !== "success") : state.runs;
-  const focus = document.activeElement?.closest("#runs") ? document.activeElement.getAttribute("aria-label") : null;
-  const scrolled = at("runs").scrollTop;
-  at("runs").replaceChildren(...runs.map((run) => {
-    const key = `${run.request_id} ${run.started}`;
-    const why = cause(run);
-    const details = make("details", { ontoggle: (event) => { event.target.open ? opened.add(key) : opened.delete(key); } },
-      make("summary", { "aria-label": `${run.name} ${run.request_id} ${clock(run.started)}: ${run.outcome}${why ? `, ${why}` : ""}` },
-        make("span", { class: "name" }, run.name), make("span", { class: `word ${run.outcome}` }, run.outcome),
-        make("span", { class: "num" }, milliseconds(run.ms)), make("span", { class: "num cost" }, dollars(run.cost_usd)),
-        make("span", { class: "quiet num" }, clock(run.started)), make("span", { class: "id" }, run.request_id),
-        why ? make("span", { class: `why ${run.outcome}` }, why) : null),
-      waterfall(run),
-      make("div", { class: "votes" }, thumb(run, true), thumb(run, false),
-        run.trace_id ? make("span", { class: "mono quiet" }, `trace ${run.trace_id}`) : null,
-        run.cut ? make("span", { class: "quiet" }, "more spans than are shown") : null));
-    details.open = opened.has(key);
-    return make("li", { class: run.outcome === "success" ? null : "bad" }, details);
-  }));
-  if (!runs.length) at("runs").append(make("li", { class: "quiet" }, onlyFailed ? "None of the latest runs has failed." : "No run has ended yet."));
-  if (focus) document.querySelector(`#runs [aria-label="${CSS.escape(focus)}"]`)?.focus();
-  at("runs").scrollTop = scrolled;
+  const empty = onlyFailed ? "None of the latest runs has failed." : "No run has ended yet.";
+  const key = (run) => `${run.request_id} ${run.trace_id} ${run.started}`;
+  sync(at("runs"), runs.length ? runs.map((run) => [key(run), () => item(run, key(run))]) : [[empty, () => make("li", { class: "quiet" }, empty)]]);
 }
 
 // One error is seen by the call, the tool or agent around it and the run: that is one line; and so is the same again.
@@ -113,11 +113,16 @@ export function groups(events) {
   return [...alike.values()];
 }
 
-export function drawEvents(events) {
-  if (!events.length) return;
-  at("events").replaceChildren(...groups(events).map((event) => make("li", { class: event.event === "error" ? "bad" : null },
-    make("div", {}, make("span", { class: `word ${event.event === "error" ? "error" : "blocked"}` }, event.event), " ", event.agent ? `${event.agent}: ` : "", event.message,
+function line(event) {
+  const failed = event.event === "error";
+  return make("li", { class: failed ? "bad" : null },
+    make("div", {}, make("span", { class: `word ${failed ? "error" : "blocked"}` }, event.event), " ", event.agent ? `${event.agent}: ` : "", event.message,
       event.count > 1 ? make("strong", { class: "count" }, ` × ${event.count}`) : null),
     event.reason ? make("div", {}, event.reason) : null,
-    make("div", { class: "quiet mono" }, [`${event.count > 1 ? "last " : ""}${clock(event.at)}`, event.request_id].filter(Boolean).join(" · ")))));
+    make("div", { class: "quiet mono" }, [`${event.count > 1 ? "last " : ""}${clock(event.at)}`, event.request_id].filter(Boolean).join(" · ")));
+}
+
+export function drawEvents(events) {
+  const found = groups(events);
+  sync(at("events"), found.length ? found.map((event) => [JSON.stringify(event), () => line(event)]) : [["", () => make("li", { class: "quiet" }, "None so far.")]]);
 }

@@ -27,6 +27,32 @@ export function drawing(viewBox, shapes, label) {
   return svg;
 }
 
+// Puts in place what is new and leaves what is the same, so that focus, scrolling and selected text stay where they are.
+// Items are [key, build]; one with the same key is the same.
+const held = new WeakMap();
+export function sync(container, items) {
+  const before = held.get(container) || new Map(), now = new Map();
+  for (const [key, build] of items) now.set(key, now.get(key) || before.get(key) || build());
+  held.set(container, now);
+  const wanted = new Set(now.values());
+  for (const child of [...container.children]) if (!wanted.has(child)) child.remove();
+  let place = container.firstElementChild;
+  for (const element of wanted) {
+    if (element === place) place = place.nextElementSibling;
+    else container.insertBefore(element, place);
+  }
+}
+
+// Replaces what is in a container; what was scrolled to the side or had the focus is that again.
+export function fill(container, ...children) {
+  const scrolled = [...container.querySelectorAll(".scroll")].map((each) => [each.getAttribute("aria-label"), each.scrollLeft]);
+  const focused = container.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+  container.replaceChildren(...children);
+  const named = (label) => container.querySelector(`[aria-label="${CSS.escape(label)}"]`);
+  for (const [label, left] of scrolled) { const again = left && named(label); if (again) again.scrollLeft = left; }
+  if (focused) named(focused)?.focus({ preventScroll: true });
+}
+
 // Tables are wider than a phone: they scroll to the side by themselves, with a keyboard too. Cells are text or elements.
 export function table(label, heads, rows, className = "") {
   const cell = (tag, content, more = {}) => {

@@ -1,6 +1,6 @@
 // Agents, models, experiments and budgets beside each other.
 
-import { at, bar, dollars, make, many, milliseconds, number, percent, table } from "./page.shapes.js";
+import { at, bar, dollars, fill, make, many, milliseconds, number, percent, sync, table } from "./page.shapes.js";
 
 const heading = (text, note, title) => ({ text, note, title, class: "num" });
 const amount = (text, note, className) => ({ text, note, class: `num ${className || ""}` });
@@ -8,7 +8,7 @@ const amount = (text, note, className) => ({ text, note, class: `num ${className
 // --- agents --------------------------------------------------------------------------------------
 
 export function drawAgents(agents) {
-  if (!agents.length) { at("agents").replaceChildren(make("p", { class: "quiet" }, "No agent has run yet.")); return; }
+  if (!agents.length) { fill(at("agents"), make("p", { class: "quiet" }, "No agent has run yet.")); return; }
   const most = Math.max(...agents.map((each) => each.cost_usd), 1e-12);
   const rows = agents.map((each) => [
     each.agent === "none" ? "(outside of agents)" : each.agent,
@@ -21,7 +21,7 @@ export function drawAgents(agents) {
     amount(percent(each.correctness_percent), each.feedback ? many(each.feedback, "vote") : null),
   ]);
   const heads = ["Agent", heading("Runs"), heading("Failed"), heading("p95 latency"), heading("LLM calls"), heading("Cost"), heading("Violations"), heading("Correct")];
-  at("agents").replaceChildren(table("Agents", heads, rows));
+  fill(at("agents"), table("Agents", heads, rows));
 }
 
 // --- models --------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ function limits(model) {
 }
 
 export function drawModels({ models, findings, caution }) {
-  if (!models.length) { at("models").replaceChildren(make("p", { class: "quiet" }, "No model has been called yet.")); return; }
+  if (!models.length) { fill(at("models"), make("p", { class: "quiet" }, "No model has been called yet.")); return; }
   const found = Object.fromEntries(findings.map((each) => [each.figure, each]));
   const told = { best: null, "too few": "too few calls" };
   const figure = ([key, name, show]) => [name,
@@ -67,7 +67,7 @@ export function drawModels({ models, findings, caution }) {
     row("Cost", (model) => amount(`${model.unpriced_calls ? "≥ " : ""}${dollars(model.total_cost_usd)}`, model.unpriced_calls ? `${many(model.unpriced_calls, "call")} unpriced` : null)),
   ];
   const heads = ["", ...models.map((model) => heading(model.model)), "Best"];
-  at("models").replaceChildren(table("Models", heads, rows, "figures"),
+  fill(at("models"), table("Models", heads, rows, "figures"),
     make("p", { class: "quiet" }, `Beside each figure its 95 % interval; best is a model whose interval overlaps no other's. ${caution}`));
 }
 
@@ -114,13 +114,13 @@ function experiment(report) {
 }
 
 export function drawExperiments(reports) {
-  at("experiments").replaceChildren(...(reports.length ? reports.map(experiment) : [make("p", { class: "quiet" }, "None has had a run yet.")]));
+  fill(at("experiments"), ...(reports.length ? reports.map(experiment) : [make("p", { class: "quiet" }, "None has had a run yet.")]));
 }
 
 // --- budgets -------------------------------------------------------------------------------------
 
 export function drawBudgets(budgets) {
-  const rows = budgets.map((one) => {
+  const rows = budgets.map((one) => [JSON.stringify(one), () => {
     const state = one.ratio >= 1 ? "over" : one.ratio >= 0.8 ? "near" : "";
     const tone = { over: "error", near: "blocked" }[state] || "";
     const resets = one.resets_at ? `resets ${new Date(one.resets_at).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })}` : "never resets";
@@ -129,7 +129,7 @@ export function drawBudgets(budgets) {
     return make("li", {}, make("div", { class: "row" }, make("span", {}, name),
       make("span", { class: `word num ${tone}` }, `${Math.round(100 * one.ratio).toLocaleString("en-US")} %`)), bar(one.ratio, state),
       make("div", { class: "quiet" }, `${dollars(one.spent_usd)} of ${dollars(one.limit_usd)} ${window}; ${resets}`));
-  });
-  at("budgets").replaceChildren(...(rows.length ? rows : [make("li", { class: "quiet" }, "None is set.")]));
+  }]);
+  sync(at("budgets"), rows.length ? rows : [["", () => make("li", { class: "quiet" }, "None is set.")]]);
 }
 
