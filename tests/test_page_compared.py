@@ -103,7 +103,7 @@ def test_models(browser: Any, shown: tuple[Captured, Server], client: openai.Ope
     for model in ("gpt-4o-mini", "gpt-4.1"):
         PlannerAgent().run(client, model)
     page = Page(browser, shown[1].url)
-    table = page.page.get_by_role("region", name="Models").last
+    table = page.page.get_by_role("region", name="Model comparison")
     assert ["", "gpt-4.1", "gpt-4o-mini", "Best"] == table.locator("thead th").all_inner_texts()
     rows = {row.locator("th").inner_text(): row for row in table.locator("tbody tr").all()}
     assert ["1", "1", ""] == rows["Calls"].locator("td").all_inner_texts()

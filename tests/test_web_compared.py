@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
+from taskpilot_instrument import _guard
 from taskpilot_instrument.testing import Captured, FakeClock, capture
 from taskpilot_instrument.web import Server, serve
 from taskpilot_instrument.web.live import Live, Paced
@@ -147,6 +148,13 @@ def test_agents(shown: tuple[Captured, Server], api: httpx.Client, client: opena
     )
     assert 2 * outside["cost_usd"] == pytest.approx(planner["cost_usd"])
     assert ("none", 0, 1) == (outside["agent"], outside["runs"], outside["calls"])
+
+
+def test_what_ails_the_instrumentation_is_told(shown: tuple[Captured, Server], api: httpx.Client) -> None:
+    """Errors of our own, after which figures may not be whole, stand on the page too."""
+    assert [] == api.get("/state").json()["health"]
+    _guard.count("usage")
+    assert ["errors of its own: usage 1"] == api.get("/state").json()["health"]
 
 
 # --- over time ----------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ function wrong(state) {
     found.push([signal.verdict, `${name} ${show(signal.value)}`, `healthy is ${bound(signal.healthy)}${where ? `; ${where}` : ""}`]);
   }
   for (const problem of state.problems) found.push(["critical", "Out of reach", problem]);
+  for (const problem of state.health) found.push(["warning", "Figures may not be whole", problem]);
   for (const one of state.budgets) {
     if (one.ratio >= 1) found.push([one.on_exceed === "block" ? "critical" : "warning", `Budget ${one.name} is spent`,
       `${dollars(one.spent_usd)} of ${dollars(one.limit_usd)}${one.on_exceed === "block" ? "; further calls are refused" : ""}`]);

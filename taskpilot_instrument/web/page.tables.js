@@ -21,7 +21,7 @@ export function drawAgents(agents) {
     amount(percent(each.correctness_percent), each.feedback ? many(each.feedback, "vote") : null),
   ]);
   const heads = ["Agent", heading("Runs"), heading("Failed"), heading("p95 latency"), heading("LLM calls"), heading("Cost"), heading("Violations"), heading("Correct")];
-  fill(at("agents"), table("Agents", heads, rows));
+  fill(at("agents"), table("Figures by agent", heads, rows));
 }
 
 // --- models --------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ export function drawModels({ models, findings, caution }) {
     row("Cost", (model) => amount(`${model.unpriced_calls ? "≥ " : ""}${dollars(model.total_cost_usd)}`, model.unpriced_calls ? `${many(model.unpriced_calls, "call")} unpriced` : null)),
   ];
   const heads = ["", ...models.map((model) => heading(model.model)), "Best"];
-  fill(at("models"), table("Models", heads, rows, "figures"),
+  fill(at("models"), table("Model comparison", heads, rows, "figures"),
     make("p", { class: "quiet" }, `Beside each figure its 95 % interval; best is a model whose interval overlaps no other's. ${caution}`));
 }
 

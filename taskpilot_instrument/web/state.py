@@ -71,6 +71,17 @@ def agents(handle: Instrumentation, seconds: int | None) -> list[dict[str, Any]]
     return by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000))
 
 
+def health(handle: Instrumentation) -> list[str]:
+    """Return what is wrong with the instrumentation itself, so that the figures may not be whole."""
+    found = handle.health()
+    swallowed = ", ".join(f"{where} {count:,}" for where, count in sorted((found.errors_swallowed or {}).items()))
+    return [
+        *([f"not patched: {', '.join(found.missing)}"] if found.missing else []),
+        *([f"errors of its own: {swallowed}"] if swallowed else []),
+        *([f"{found.spans_dropped:,} spans were lost on the way"] if found.spans_dropped else []),
+    ]
+
+
 def models(handle: Instrumentation, window: str | None = None, agent: str | None = None) -> dict[str, Any]:
     """Return how the models stand beside each other.
 
@@ -117,6 +128,7 @@ def snapshot(handle: Instrumentation, series: Series, window: str | None, paced:
         "experiments": paced.get("experiments", None, lambda: experiments(handle)),
         "budgets": standing,
         "problems": problems,
+        "health": paced.get("health", None, lambda: health(handle)),
     })  # fmt: skip
     return found
 
