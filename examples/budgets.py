@@ -11,10 +11,10 @@ import taskpilot_instrument as tp
 from taskpilot_instrument.embedded import EmbeddedServer
 
 BUDGETS = [
-    # A tenth of a cent a day for each user; who has spent it is refused until midnight in Berlin.
-    tp.Budget("per-user", "0.001", window="day", timezone="Europe/Berlin", scope={"user": "*"}, on_exceed="block"),
+    # A little for each user and day; whose next call might go beyond it is refused until midnight in Berlin.
+    tp.Budget("per-user", "0.00006", window="day", timezone="Europe/Berlin", scope={"user": "*"}, on_exceed="block"),
     # What the planner spends in an hour is only warned about, from half of it on.
-    tp.Budget("planner", "0.002", window="hour", scope={"agent": "PlannerAgent"}, soft_ratio=0.5),
+    tp.Budget("planner", "0.00006", window="hour", scope={"agent": "PlannerAgent"}, soft_ratio=0.5),
 ]
 
 
@@ -28,7 +28,7 @@ class PlannerAgent:
     def run(self, goal: str) -> str:
         """Run."""
         reply = self.client.chat.completions.create(
-            model="gpt-4o-mini", max_tokens=200, messages=[{"role": "user", "content": f"Make a plan: {goal}"}]
+            model="gpt-4o-mini", max_tokens=20, messages=[{"role": "user", "content": f"Make a plan: {goal}"}]
         )
         return reply.choices[0].message.content or ""
 
@@ -41,7 +41,7 @@ def main() -> None:
         tp.instrument(budgets=BUDGETS, ledger="memory") as observed,
     ):
         planner = PlannerAgent(client)
-        for user, goals in (("ann", 200), ("bob", 3)):
+        for user, goals in (("ann", 10), ("bob", 3)):
             try:
                 for number in range(goals):
                     with tp.workflow("planning", user_id=user):
@@ -52,7 +52,7 @@ def main() -> None:
                 print(f"{user}: all {goals} plans made")
         for status in observed.budgets():
             whose = f" of {status.account}" if status.account else ""
-            print(f"{status.name}{whose}: ${status.spent_usd:.6f} of ${status.limit_usd} ({status.ratio:.0%})")
+            print(f"{status.name}{whose}: ${status.spent_usd:.6f} of ${status.limit_usd:f} ({status.ratio:.0%})")
         print(f"requests that reached the provider: {len(server.requests)}")
 
 

@@ -13,7 +13,9 @@ from taskpilot_instrument._instrument import (
     record_feedback,
     uninstrument,
 )
-from taskpilot_instrument._rules import ArgumentRule, Keywords, MaxToolCalls, Patterns, ToolAllowList
+from taskpilot_instrument._reporting import report
+from taskpilot_instrument._text_rules import Keywords, Patterns
+from taskpilot_instrument._tool_rules import ArgumentRule, MaxToolCalls, ToolAllowList
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.alerts import Alert, AlertFired
 from taskpilot_instrument.budgets import Budget, BudgetStatus
@@ -29,6 +31,7 @@ from taskpilot_instrument.errors import (
     NotInstrumentedError,
     PolicyViolationError,
     RunawayError,
+    SourceError,
     TaskpilotError,
     TokenLimitError,
 )
@@ -83,6 +86,7 @@ __all__ = [
     "Runaway",
     "RunawayError",
     "Settings",
+    "SourceError",
     "Subject",
     "TaskpilotError",
     "TaskpilotFields",
@@ -111,6 +115,7 @@ __all__ = [
     "observed_tool",
     "observed_workflow",
     "record_feedback",
+    "report",
     "track_llm_metrics",
     "uninstrument",
     "workflow",

@@ -215,7 +215,7 @@ class Alerts:
             if found is None:
                 found = signals[window_s] = golden.compute(self._metrics, window=alert.window)
         if alert.signal == "spend_usd_per_minute":
-            return found.total_cost_usd * 60 / window_s
+            return float(found.sample.spent_usd or 0) * 60 / window_s
         basis = found.feedback if alert.signal == semconv.G_USER_CORRECTNESS else found.runs
         value: float | None = getattr(found, alert.signal)
         return value if (basis or 0) >= alert.min_sample else None

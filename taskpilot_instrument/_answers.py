@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 from taskpilot_instrument import comparison, golden
 from taskpilot_instrument._assembly import Parts
+from taskpilot_instrument._fleet import ask
 from taskpilot_instrument._operation import finish_orphans
 from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.comparison import ModelComparison
 from taskpilot_instrument.golden import GoldenSignals
+from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 class Answers:
     """Questions that can be asked at any time, also after ``uninstrument()``."""
 
+    settings: Settings
     metrics: MetricsBackend
     parts: Parts
 
@@ -28,6 +31,7 @@ class Answers:
         workflow: str | None = None,
         agent: str | None = None,
         model: str | None = None,
+        source: str | None = None,
     ) -> GoldenSignals:
         """Compute the five golden signals.
 
@@ -35,8 +39,14 @@ class Answers:
         :param workflow: only this workflow's runs.
         :param agent: only this agent's runs.
         :param model: only the calls of this model.
-        :raises ConfigurationError: for a window that cannot be read or is not kept.
+        :param source: URL of a Prometheus, such as ``http://prometheus:9090`` or, for one service,
+            ``http://prometheus:9090?job=taskpilot``: asked for the figures of all processes that it scrapes, in place
+            of this one's; without a window, of all the time that it keeps.
+        :raises ConfigurationError: for a window that cannot be read or is not kept, or a source that is none.
+        :raises SourceError: where the source has no answer in time, or none that is whole.
         """
+        if source is not None:
+            return ask(source, self.settings, window=window, workflow=workflow, agent=agent, model=model)
         finish_orphans()
         return golden.compute(self.metrics, window=window, workflow=workflow, agent=agent, model=model)
 

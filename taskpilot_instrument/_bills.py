@@ -53,6 +53,11 @@ class Bills:
                 self._note((host, name), _Bill.FETCHED, None)
             return due, model
 
+    def knows(self, host: str | None, name: str) -> bool:
+        """Tell whether this was begun or counted already."""
+        with self._lock:
+            return (host, name) in self._bills
+
     def _note(self, key: tuple[str | None, str], bill: _Bill, model: str | None) -> None:
         self._bills[key] = (bill, model)
         if len(self._bills) > MOST_BILLS:

@@ -17,12 +17,10 @@ def usd(pico: int) -> str:
     return f"${to_usd(pico).normalize():f}"
 
 
-def refuse(
-    operation: Operation, budget: Budget, window: Window, reason: str, *, standing: Standing | None = None
-) -> NoReturn:
+def refuse(operation: Operation, budget: Budget, window: Window, reason: str, standing: Standing | None) -> NoReturn:
     """Note that a budget refused a call, and refuse it.
 
-    :param standing: how the account stood, where that is why.
+    :param standing: how the account stood; None where nobody knows.
     :raises BudgetExceededError: always.
     """
     note_refusal(operation, budget, reason)
@@ -31,7 +29,7 @@ def refuse(
     raise BudgetExceededError(
         f"budget {budget.name!r} refused the call: {reason}{when}",
         budget=budget.name,
-        spent_usd=to_usd(standing.spent + standing.reserved) if standing is not None else Decimal(0),
+        spent_usd=to_usd(standing.spent + standing.reserved) if standing is not None else None,
         limit_usd=Decimal(budget.limit_usd),
         resets_at=resets,
     )

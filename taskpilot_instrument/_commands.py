@@ -58,12 +58,15 @@ def signals(options: Namespace) -> int:
     """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
     failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
     while True:
-        found = ask(
-            options.url, "/signals", options.token, window=options.window, workflow=options.workflow,
-            agent=options.agent, model=options.model,
-        )  # fmt: skip
+        asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
+        if options.source:
+            found, shown = _of_source(options.source, asked)
+        else:
+            found, shown = ask(options.url, "/signals", options.token, **asked), None
         if options.format == "json":
             print(json.dumps(found, indent=None if options.watch else 2), flush=True)
+        elif shown is not None:
+            print(shown)
         else:
             print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
             rows = [
@@ -75,6 +78,14 @@ def signals(options: Namespace) -> int:
             break
         time.sleep(options.watch)
     return BAD if found["verdict"] in failing else OK
+
+
+def _of_source(source: str, asked: dict[str, str | None]) -> tuple[dict[str, Any], str]:
+    from taskpilot_instrument._instrument import golden_signals
+    from taskpilot_instrument.web import state
+
+    found = golden_signals(source=source, **asked)
+    return state.clean(state.signals(found)), str(found)
 
 
 def budgets(options: Namespace) -> int:
@@ -139,7 +150,7 @@ def serve(options: Namespace) -> int:
             if f"{options.module}.".startswith(f"{error.name}."):  # else it is one that the module itself needs
                 raise CommandError(f"serve {options.module}: there is no such module here") from None
             raise
-    with start(options.port, host=options.host, token=options.token) as server:
+    with start(options.port, host=options.host, token=options.token, source=options.source) as server:
         print(f"The page is at {server.url} (Ctrl+C stops it)", flush=True)
         wait_for_the_end()
     return OK

@@ -33,7 +33,8 @@ def models(options: Namespace) -> int:
 
 def experiments(options: Namespace) -> int:
     """Show experiments; the exit status says whether a variant is worse, or an assignment broken."""
-    from taskpilot_instrument._experiment_report import ExperimentReport, Verdict
+    from taskpilot_instrument._effects import Verdict
+    from taskpilot_instrument._experiment_report import ExperimentReport
 
     names = [options.name] if options.name is not None else ask(options.url, "/experiments", options.token)
     answers = [

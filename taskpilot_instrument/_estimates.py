@@ -64,7 +64,10 @@ def mean(total: float, squares: float, count: int) -> Estimate:
 def ratio(
     above: float, below: float, above_squares: float, products: float, below_squares: float, count: int
 ) -> Estimate:
-    """Return the ratio of two sums over the same observations, its variance to first order (the delta method).
+    """Return the ratio of two sums over the same observations, with Fieller's interval.
+
+    It knows that what is below the line is uncertain as well: where that might be nothing, such as few successes among
+    many runs, the interval has no ends (Fieller 1954, "Some problems in interval estimation").
 
     :param above_squares: the sum of the squares of what is above the line; so below it, and the products of both.
     """
@@ -73,6 +76,12 @@ def ratio(
     value = above / below
     if count < LEAST_SAMPLE:
         return Estimate(value, None, None, count)
-    off = max(0.0, above_squares - 2 * value * products + value * value * below_squares)
-    half = _Z * sqrt(off * count / (count - 1)) / below
-    return Estimate(value, max(0.0, value - half), value + half, count)
+    # Every ratio r for which above - r * below is within _Z standard errors of zero: a quadratic inequality in r.
+    scale, square = _Z * _Z * count / (count - 1), below * below
+    leading = 1 - scale * max(0.0, below_squares / square - 1 / count)
+    if leading <= 0:
+        return Estimate(value, None, None, count)
+    middle = value - scale * (products / square - value / count)
+    last = value * value - scale * max(0.0, above_squares / square - value * value / count)
+    half = sqrt(max(0.0, middle * middle - leading * last))
+    return Estimate(value, max(0.0, (middle - half) / leading), (middle + half) / leading, count)

@@ -5,55 +5,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from taskpilot_instrument._display import UNKNOWN, html_table, milliseconds, percent, span, table, usd
-from taskpilot_instrument._sequential import critical, p_value
+from taskpilot_instrument._effects import RATES, Effect, Figure, Verdict, effects
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import parse_window
 from taskpilot_instrument.sinks._signals import percent as share
-from taskpilot_instrument.sinks._trials import BLOCKS, Arm, Sums, Trial, Trials
+from taskpilot_instrument.sinks._trials import Trials
 from taskpilot_instrument.sinks._windows import Cell
 
-#: How likely it may be that anything said of an experiment, about any figure at any look, is wrong.
-ALPHA: Final = 0.05
-#: Below this the units were not shared out as designed, and no difference means anything.
+#: Below this the units were not shared out as designed, and no difference means anything. Of sound experiments that
+#: are looked at fifty times some one in a hundred falls below it.
 _BROKEN_BELOW: Final = 0.001
 #: A chi-square of fewer expected units is no chi-square.
 _LEAST_EXPECTED: Final = 5
-#: Nothing is judged before each side has so many runs, in so many blocks: intervals rest on the central limit theorem.
-LEAST_RUNS: Final = 100
-LEAST_BLOCKS: Final = 40
-
-
-class Figure(StrEnum):
-    """What variants are compared by."""
-
-    SUCCESS = "success_rate"
-    CORRECTNESS = "correctness"
-    COST = "cost_per_run_usd"
-    LATENCY = "latency_ms"
-
-
-class Verdict(StrEnum):
-    """What can be said of a variant, or of one figure of it, against the first variant."""
-
-    KEEP_RUNNING = "keep running"
-    BETTER = "better"
-    WORSE = "worse"
-    TRADE_OFF = "trade-off"
-    NO_DIFFERENCE = "no difference"
-    BROKEN = "assignment broken"
-    NOT_JUDGED = "not judged"
-
-
 _LABELS: Final = {
     Figure.SUCCESS: "success rate",
     Figure.CORRECTNESS: "correctness",
     Figure.COST: "cost per run",
     Figure.LATENCY: "mean latency",
 }
-_RATES: Final = frozenset({Figure.SUCCESS, Figure.CORRECTNESS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,41 +50,6 @@ class VariantFigures:
     cost_per_run_usd: float | None
     p50_latency_ms: float | None
     p95_latency_ms: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """How one figure of a variant differs from the first variant's.
-
-    Rates are in percent, their differences in percentage points. ``low`` to ``high`` holds the true difference with
-    95 % at every look and for all figures and variants at once; None before there is enough to tell.
-
-    :param margin: a difference that is smaller, either way, is none that matters.
-    :param sure_percent: 100 less the p-value in percent: of a difference, or of there being none beyond the margin.
-    """
-
-    variant: str
-    figure: Figure
-    first: float | None
-    value: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    margin: float | None
-    sure_percent: float | None
-    verdict: Verdict
-
-    def _row(self) -> list[str]:
-        show = _difference(self.figure)
-        interval = UNKNOWN if self.low is None or self.high is None else f"{show(self.low)} … {show(self.high)}"
-        sure = UNKNOWN if self.sure_percent is None else f"{min(self.sure_percent, 99.9):.1f} % sure"
-        return [
-            f"{self.variant}: {_LABELS[self.figure]}",
-            UNKNOWN if self.difference is None else show(self.difference),
-            interval,
-            str(self.verdict),
-            sure,
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +101,7 @@ class ExperimentReport:
             return Verdict.TRADE_OFF
         if Verdict.WORSE in found:
             return Verdict.WORSE
-        if Verdict.BETTER in found and all(_not_lower(each) for each in effects if each.figure in _RATES):
+        if Verdict.BETTER in found and all(each.not_lower for each in effects if each.figure in RATES):
             return Verdict.BETTER
         return Verdict.NO_DIFFERENCE if found == {Verdict.NO_DIFFERENCE} else Verdict.KEEP_RUNNING
 
@@ -198,14 +135,14 @@ class ExperimentReport:
     def __str__(self) -> str:
         lines = [self._caption(), *table(self._rows()), self._assignment()]
         if self.effects and not self.assignment_broken:
-            lines += [f"Against {self.variants[0].variant}:", *table([each._row() for each in self.effects])]  # noqa: SLF001 - one of us
+            lines += [f"Against {self.variants[0].variant}:", *table([_row(each) for each in self.effects])]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         shown = [html_table(self._caption(), self._rows())]
         if self.effects and not self.assignment_broken:
             rows = [["", "difference", "95 % at every look", "verdict", ""]]
-            rows += [each._row() for each in self.effects]  # noqa: SLF001 - one of us
+            rows += [_row(each) for each in self.effects]
             shown.append(html_table(f"Against {self.variants[0].variant}. {self._assignment()}", rows))
         return "".join(shown)
 
@@ -243,6 +180,19 @@ class ExperimentReport:
         ]
 
 
+def _row(effect: Effect) -> list[str]:
+    show = _difference(effect.figure)
+    interval = UNKNOWN if effect.low is None or effect.high is None else f"{show(effect.low)} … {show(effect.high)}"
+    sure = UNKNOWN if effect.sure_percent is None else f"{min(effect.sure_percent, 99.9):.1f} % sure"
+    return [
+        f"{effect.variant}: {_LABELS[effect.figure]}",
+        UNKNOWN if effect.difference is None else show(effect.difference),
+        interval,
+        str(effect.verdict),
+        sure,
+    ]
+
+
 def _difference(figure: Figure) -> Any:
     """Return what shows a difference in a figure, with its sign."""
     if figure is Figure.COST:
@@ -255,21 +205,7 @@ def _fields(shown: VariantFigures | Effect) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in found.items()}
 
 
-def _not_lower(effect: Effect) -> bool:
-    """Tell whether a rate is known not to be lower by more than the margin."""
-    return effect.low is not None and effect.margin is not None and effect.low > -effect.margin
-
-
 # --- computing ----------------------------------------------------------------------------------
-
-
-class _Mean(NamedTuple):
-    """A mean over runs, the variance of that mean, and what it rests on."""
-
-    value: float
-    variance: float
-    runs: int
-    blocks: int
 
 
 def report(
@@ -295,8 +231,8 @@ def report(
             for name, arm in zip(names, arms, strict=True)
         ]
         variants = tuple(_figures(*each) for each in zip(names, trial.design.shares, counted, cells, strict=True))
-        effects = _effects(trial, arms, margin_points, margin_percent) if seconds is None else ()
-    return ExperimentReport(experiment, variants, effects, _sample_ratio(counted, trial.design.shares), seconds)
+        found = effects(trial, arms, margin_points, margin_percent) if seconds is None else ()
+    return ExperimentReport(experiment, variants, found, _sample_ratio(counted, trial.design.shares), seconds)
 
 
 def _figures(variant: str, designed: float, units: int, cell: Cell) -> VariantFigures:
@@ -337,67 +273,3 @@ def _scipy() -> Any:
             "experiment reports need the package scipy: pip install 'taskpilot-instrument[experiments]'"
         ) from error
     return special
-
-
-def _effects(trial: Trial, arms: Sequence[Arm], points: float, relative: float) -> tuple[Effect, ...]:
-    # All figures and variants are looked at, so that what may be wrong is shared among all of them.
-    alpha = ALPHA / (len(Figure) * (len(arms) - 1))
-    found: list[Effect] = []
-    for variant, arm in zip(trial.design.variants[1:], arms[1:], strict=True):
-        for figure in Figure:
-            first, value = _mean(arms[0], figure), _mean(arm, figure)
-            margin = points if figure in _RATES else abs(first.value) * relative / 100 if first is not None else None
-            found.append(_effect(variant, figure, first, value, margin, alpha))
-    return tuple(found)
-
-
-def _effect(
-    variant: str, figure: Figure, first: _Mean | None, value: _Mean | None, margin: float | None, alpha: float
-) -> Effect:
-    known = first.value if first is not None else None, value.value if value is not None else None
-    if first is None or value is None or margin is None:
-        return Effect(variant, figure, *known, None, None, None, margin, None, Verdict.KEEP_RUNNING)
-    difference = value.value - first.value
-    if min(first.runs, value.runs) < LEAST_RUNS or min(first.blocks, value.blocks) < LEAST_BLOCKS:
-        return Effect(variant, figure, *known, difference, None, None, margin, None, Verdict.KEEP_RUNNING)
-    error, runs = math.sqrt(first.variance + value.variance), first.runs + value.runs
-    half = critical(runs, alpha) * error
-    low, high = difference - half, difference + half
-    if figure in _RATES:
-        low, high = max(low, -100.0), min(high, 100.0)
-
-    def sure(distance: float) -> float:
-        z = distance / error if error else math.inf  # what never varies leaves no doubt
-        return 100 * (1 - min(1.0, p_value(z, runs, alpha) * ALPHA / alpha))
-
-    if -margin <= low and high <= margin:
-        within = sure(margin - abs(difference))
-        return Effect(variant, figure, *known, difference, low, high, margin, within, Verdict.NO_DIFFERENCE)
-    verdict = Verdict.KEEP_RUNNING
-    if low > 0 or high < 0:
-        verdict = Verdict.BETTER if (low > 0) is (figure in _RATES) else Verdict.WORSE
-    return Effect(variant, figure, *known, difference, low, high, margin, sure(abs(difference)), verdict)
-
-
-def _mean(arm: Arm, figure: Figure) -> _Mean | None:
-    """Return a figure of a variant; a rate in percent, its variance never below that of independent runs."""
-    sums = {
-        Figure.SUCCESS: arm.success, Figure.CORRECTNESS: arm.correct, Figure.COST: arm.cost, Figure.LATENCY: arm.latency
-    }[figure]  # fmt: skip
-    runs, total = sum(sums.counts), math.fsum(sums.totals)
-    if not runs:
-        return None
-    mean, blocks = total / runs, sum(count > 0 for count in sums.counts)
-    variance = _spread(sums, mean) / runs**2
-    if figure not in _RATES:
-        return _Mean(mean, variance, runs, blocks)
-    # With one success and one failure more, so that a rate of 100 % is not taken for one that cannot be otherwise
-    # (Agresti and Caffo 2000).
-    smoothed = (total + 1) / (runs + 2)
-    return _Mean(100 * mean, 1e4 * max(variance, smoothed * (1 - smoothed) / runs), runs, blocks)
-
-
-def _spread(sums: Sums, mean: float) -> float:
-    """Return the variance of the total between blocks, each measured against what its runs would have at the mean."""
-    off = math.fsum((total - mean * count) ** 2 for total, count in zip(sums.totals, sums.counts, strict=True))
-    return off * BLOCKS / (BLOCKS - 1)

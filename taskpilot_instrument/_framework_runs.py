@@ -1,7 +1,8 @@
 """Operations that an agent framework begins: its signals that are no failure, and tools that are decorated as well."""
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
 
 from taskpilot_instrument._callables import deliver
 from taskpilot_instrument._guard import swallow
@@ -9,6 +10,8 @@ from taskpilot_instrument._operation import Operation, Recorder, active, current
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.semconv import GEN_AI_TOOL_CALL_ID, GEN_AI_TOOL_DESCRIPTION, GEN_AI_TOOL_TYPE, Kind, Outcome
 from taskpilot_instrument.typing import Capture
+
+_P = ParamSpec("_P")
 
 _DESCRIPTION_LIMIT: Final = 1024
 #: How far back the cause of an error is followed.
@@ -83,14 +86,31 @@ def was_blocked(error: BaseException) -> bool:
 # --- beginning ------------------------------------------------------------------------------------
 
 
+def guarded(make: "Callable[_P, FrameworkRun | None]") -> "Callable[_P, FrameworkRun | None]":
+    """Return what begins a run as ``make`` does, and None where nothing is observed, or our own code fails."""
+
+    @functools.wraps(make)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> FrameworkRun | None:
+        if active() is None:
+            return None
+        try:
+            return make(*args, **kwargs)
+        except Exception as error:
+            swallow("start", error)
+            return None
+
+    return call
+
+
 def is_running(kind: Kind, subject: object) -> bool:
-    """Tell whether the calling code already runs in this run of ``subject``, with no tool call in between."""
+    """Tell whether the calling code already runs in this run of ``subject``, with no agent or tool in between."""
     around = current()
-    while around is not None and around.kind is not Kind.TOOL and around.kind is not kind:
+    while around is not None and around.kind is not Kind.TOOL and around.kind is not Kind.AGENT:
         around = around.parent
     return around is not None and around.kind is kind and around.subject is subject and not around.is_finished
 
 
+@guarded
 def begin(
     kind: Kind,
     name: str,
@@ -101,7 +121,7 @@ def begin(
     attributes: Mapping[str, Any] | None = None,
     signals: Signals = (),
 ) -> FrameworkRun | None:
-    """Begin a run; None where nothing is observed, it is observed already, or our own code fails.
+    """Begin a run; None where nothing is observed, or it is observed already.
 
     A workflow within a workflow is a part of it: one task is one run in the golden signals.
 
@@ -109,29 +129,23 @@ def begin(
     :param given: returns what it is given, for content capture; called only where content is captured.
     :param said: returns what a result of the framework's says, likewise.
     """
-    recorder = active()
-    if recorder is None:
+    recorder, around = active(), current()
+    if recorder is None or (kind is Kind.WORKFLOW and around is not None and around.workflow_name is not None):
         return None
-    try:
-        around = current()
-        if kind is Kind.WORKFLOW and around is not None and around.workflow_name is not None:
-            return None
-        if subject is not None and is_running(kind, subject):
-            return None
-        run = FrameworkRun(recorder, kind, name, subject=subject, attributes=attributes, signals=signals)
-        capture = recorder.capture
-        if capture is not None:
-            if given is not None:
-                run.input_text = _text(capture, given)
-            if said is not None:
-                run.recorder = recorder._replace(capture=lambda result: capture(said(result)))
-        run.announce()
-    except Exception as error:
-        swallow("start", error)
+    if subject is not None and is_running(kind, subject):
         return None
+    run = FrameworkRun(recorder, kind, name, subject=subject, attributes=attributes, signals=signals)
+    capture = recorder.capture
+    if capture is not None:
+        if given is not None:
+            run.input_text = _text(capture, given)
+        if said is not None:
+            run.recorder = recorder._replace(capture=lambda result: capture(said(result)))
+    run.announce()
     return run
 
 
+@guarded
 def begin_tool(
     name: str,
     arguments: Mapping[str, Any],
@@ -147,8 +161,6 @@ def begin_tool(
 
     :param fn: the function beneath it, which may be decorated: then it is this very call.
     """
-    if active() is None:
-        return None
     attributes: dict[str, Any] = {GEN_AI_TOOL_TYPE: "function"}
     if description:
         attributes[GEN_AI_TOOL_DESCRIPTION] = str(description).partition("\n\n")[0][:_DESCRIPTION_LIMIT]

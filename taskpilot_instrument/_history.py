@@ -8,18 +8,21 @@ import os
 import threading
 from bisect import bisect_left
 from collections import deque
-from typing import Final
+from decimal import Decimal
+from typing import Final, NamedTuple
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Event, Finished
-from taskpilot_instrument._waste import waste_of
+from taskpilot_instrument._records import Checked, Event, Finished
+from taskpilot_instrument._waste import Waste, waste_of
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.semconv import DURATION_BUCKETS, NONE, Kind
+from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind, Outcome
+from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
+from taskpilot_instrument.usage import TokenUsage
 
 _log = logging.getLogger("taskpilot_instrument")
 
@@ -27,27 +30,95 @@ _MOST_LINKS: Final = 1_000
 _MOST_WAITING: Final = 50_000
 _MOST_KEYS: Final = 5_000
 _BATCH: Final = 500
+#: Runs and calls that are counted at once, unless the writer comes first.
+_MOST_SEEN: Final = 200
 _PAUSE_S: Final = 1.0
-_HOUR: Final = 3600
+#: Figures under one key: errors have types of the provider's making.
+_MOST_NAMES: Final = 200
+_BOUNDS: Final = (*(f"{bound:g}" for bound in DURATION_BUCKETS), "+Inf")
 
-# Names of the hourly figures; money in pico-dollars, time in microseconds.
-RUNS: Final = "runs"
-CALLS: Final = "calls"
-COST: Final = "cost"
-#: Of LLM calls that did not succeed; attempts also of those that did, where the client made some again.
-WASTED: Final = "wasted"
-WASTED_TOKENS: Final = "wasted_tokens"
-WASTED_ATTEMPTS: Final = "wasted_attempts"
-RETRIES: Final = "retries"
-UNPRICED: Final = "unpriced"
-INPUT: Final = "input_tokens"
-OUTPUT: Final = "output_tokens"
-MICROSECONDS: Final = "us"
-VIOLATIONS: Final = "violations"
-BUCKET: Final = "le:"
-#: After it comes the outcome, or the type of an error.
-OUTCOME: Final = "outcome:"
-ERROR: Final = "error:"
+
+class _Seen(NamedTuple):
+    """What is counted of a run or call; without the record, which would keep the application's objects alive."""
+
+    hour: int
+    is_run: bool
+    name: str | None
+    model: str | None
+    outcome: Outcome
+    duration_ns: int
+    usage: TokenUsage | None
+    cost: Decimal | None
+    is_billed: bool
+    lost: Waste | None
+    error_type: str | None
+    #: Of a run whether it was checked, of a call where its cost comes from.
+    about: Checked | str | None
+
+
+_new: Final = tuple.__new__
+
+
+def _seen(record: Finished, hour: int) -> _Seen:
+    llm = record.llm
+    if llm is None:
+        return _new(
+            _Seen,
+            (
+                hour, True, record.workflow, None, record.outcome, record.duration_ns, None, None, False, None,
+                None, record.checked,
+            ),
+        )  # fmt: skip
+    is_billed = llm.billable or record.usage is not None
+    return _new(
+        _Seen,
+        (
+            hour, False, record.agent, record.model, record.outcome, record.duration_ns, record.usage, record.cost,
+            is_billed, waste_of(record), record.error_type, record.cost_source,
+        ),
+    )  # fmt: skip
+
+
+def _run_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+    """Return under which key a run counts, and its figures."""
+    figures = {
+        hourly.RUNS: 1,
+        f"{hourly.OUTCOME}{seen.outcome}": 1,
+        hourly.MICROSECONDS: seen.duration_ns // 1000,
+        f"{hourly.BUCKET}{_BOUNDS[bisect_left(DURATION_BUCKETS, seen.duration_ns / 1e9)]}": 1,
+    }
+    if seen.about is Checked.YES:
+        figures[hourly.CHECKED] = 1
+    elif seen.about is Checked.FAILED:
+        figures[hourly.CHECK_FAILED] = 1
+    return hourly.of_run(seen.name), figures
+
+
+def _call_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+    """Return under which key an LLM call counts, and its figures."""
+    figures = {
+        hourly.CALLS: 1, f"{hourly.OUTCOME}{seen.outcome}": 1, hourly.MICROSECONDS: seen.duration_ns // 1000,
+    }  # fmt: skip
+    usage, lost = seen.usage, seen.lost
+    if usage is not None:
+        figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}
+    if seen.cost is not None:
+        figures[hourly.COST] = to_pico(seen.cost)
+        figures[hourly.UNPRICED if seen.about == COST_PARTIAL else hourly.PRICED] = 1
+    elif seen.is_billed:
+        figures[hourly.UNPRICED] = 1
+    if lost is not None:
+        figures |= {
+            hourly.WASTED: to_pico(lost.usd),
+            hourly.WASTED_TOKENS: lost.tokens,
+            hourly.WASTED_CALLS: lost.calls,
+            hourly.WASTED_UNPRICED: lost.unpriced,
+            hourly.WASTED_ATTEMPTS: lost.attempts,
+            hourly.RETRIES: lost.retries,
+        }
+    if seen.error_type is not None:
+        figures[f"{hourly.ERROR}{hourly.plain(seen.error_type)}"] = 1
+    return hourly.of_call(seen.name, seen.model), figures
 
 
 class History:
@@ -62,13 +133,34 @@ class History:
         self._ledger = ledger
         self._clock = clock
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
+        self._seen: deque[_Seen] = deque()
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
         self._wake = threading.Event()
         self._closed = False
         self._writer: threading.Thread | None = None
         self._pid = os.getpid()
+        self._forking = False
+        tell_of_forks(self)
+
+    def before_fork(self) -> None:
+        """Wait until nobody is in the midst of a change, which would never end in the child."""
+        self._forking = self._lock.acquire(timeout=1)
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on; a child begins anew."""
+        if child:
+            self._lock = threading.Lock()
+            self._begin_anew()
+        elif self._forking:
+            self._lock.release()
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Where it is kept; None where it is not."""
+        return self._ledger
 
     # --- as a sink --------------------------------------------------------------------------------
 
@@ -83,19 +175,30 @@ class History:
             return
         if self._ledger is None:
             return
-        with self._lock:
-            if os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            with self._lock:
                 self._begin_anew()
-            self._count(record)
-        self._start_writer()
+        # Counted later, many at once: an agent waits for no more than their being written down.
+        self._seen.append(_seen(record, self._hour()))
+        if len(self._seen) >= _MOST_SEEN:
+            with self._lock:
+                self._count()
+        if self._writer is None:
+            self._start_writer()
 
     def noted(self, event: Event, /) -> None:
-        """Count a violation."""
-        if self._ledger is None or not is_violation(event):
+        """Count a violation, or what a guardrail blocked."""
+        if self._ledger is None:
+            return
+        if is_violation(event):
+            figures = {hourly.VIOLATIONS: 1, f"{hourly.POLICY}{hourly.plain(event.rule)}": 1}
+        elif event.name == E_GUARDRAIL_BLOCKED:
+            figures = {hourly.GUARDRAIL_BLOCKS: 1}
+        else:
             return
         workflow = event.operation.workflow_name if event.operation is not None else None
         with self._lock:
-            self._add(self._hour(), f"workflow={workflow or NONE}", {VIOLATIONS: 1})
+            self._add(self._hour(), hourly.of_run(workflow), figures)
 
     def _remember(self, record: Finished) -> None:
         context, run = record.span.get_span_context(), record.operation
@@ -114,47 +217,29 @@ class History:
             if self._ledger is not None:
                 self._waiting.append(link)
 
-    def _count(self, record: Finished) -> None:
-        hour, llm = self._hour(), record.llm
-        if llm is None:
-            seconds = record.duration_ns / 1e9
-            place = bisect_left(DURATION_BUCKETS, seconds)
-            bound = f"{DURATION_BUCKETS[place]:g}" if place < len(DURATION_BUCKETS) else "+Inf"
-            figures = {RUNS: 1, f"{OUTCOME}{record.outcome}": 1, MICROSECONDS: record.duration_ns // 1000}
-            self._add(hour, f"workflow={record.workflow or NONE}", {**figures, f"{BUCKET}{bound}": 1})
-            return
-        figures = {CALLS: 1, f"{OUTCOME}{record.outcome}": 1, MICROSECONDS: record.duration_ns // 1000}
-        usage = record.usage
-        if usage is not None:
-            figures |= {INPUT: usage.input_tokens or 0, OUTPUT: usage.output_tokens or 0}
-        if record.cost is not None:
-            figures[COST] = to_pico(record.cost)
-        elif llm.billable or usage is not None:
-            figures[UNPRICED] = 1
-        lost = waste_of(record)
-        if lost is not None:
-            figures |= {
-                WASTED: to_pico(lost.usd),
-                WASTED_TOKENS: lost.tokens,
-                WASTED_ATTEMPTS: lost.attempts,
-                RETRIES: lost.retries,
-            }
-        if record.error_type is not None:
-            figures[f"{ERROR}{record.error_type}"] = 1
-        self._add(hour, f"agent={record.agent or NONE}|model={record.model or NONE}", figures)
+    def _count(self) -> None:
+        """Count what was seen since; the caller holds the lock."""
+        while self._seen:
+            seen = self._seen.popleft()
+            self._add(seen.hour, *(_run_figures(seen) if seen.is_run else _call_figures(seen)))
 
     def _hour(self) -> int:
         seconds = self._clock.epoch_ns() // 1_000_000_000
-        return seconds - seconds % _HOUR
+        return seconds - seconds % hourly.HOUR_S
 
     def _add(self, hour: int, key: str, figures: dict[str, int]) -> None:
         known = self._figures.get((hour, key))
         if known is None:
             if len(self._figures) >= _MOST_KEYS:
-                key = semconv.OTHER
+                key = hourly.OTHER_RUNS if key.startswith(hourly.OF_RUNS) else hourly.OTHER_CALLS
             known = self._figures.setdefault((hour, key), {})
         for name, amount in figures.items():
-            known[name] = known.get(name, 0) + amount
+            before = known.get(name)
+            if before is None:
+                if len(known) >= _MOST_NAMES and ":" in name:
+                    name = f"{name.partition(':')[0]}:{OTHER}"  # noqa: PLW2901 - counted all the same
+                before = known.get(name, 0)
+            known[name] = before + amount
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -176,7 +261,9 @@ class History:
     def _begin_anew(self) -> None:
         """After a fork: what the parent has not written yet is the parent's to write."""
         self._pid, self._writer, self._wake = os.getpid(), None, threading.Event()
+        self._writing = threading.Lock()
         self._waiting.clear()
+        self._seen.clear()
         self._figures.clear()
 
     def _start_writer(self) -> None:
@@ -195,18 +282,29 @@ class History:
                 swallow(self.where, error)
 
     def flush(self) -> bool:
-        """Write what waits; tell whether all of it was written. What cannot be written goes on waiting."""
+        """Write what waits; tell whether all of it was written. What cannot be written goes on waiting.
+
+        What another thread is writing is written too when this returns.
+        """
         if self._ledger is None:
             return True
+        if os.getpid() != self._pid:
+            with self._lock:
+                self._begin_anew()
+        with self._writing:
+            return self._write(self._ledger)
+
+    def _write(self, ledger: Ledger) -> bool:
         with self._lock:
+            self._count()
             figures, self._figures = self._figures, {}
             links = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
             for begin in range(0, len(links), _BATCH):
-                self._ledger.put_runs(links[begin : begin + _BATCH])
+                ledger.put_runs(links[begin : begin + _BATCH])
             links = []
             if figures:
-                self._ledger.add_rollups([Rollup(hour, key, counts) for (hour, key), counts in figures.items()])
+                ledger.add_rollups([Rollup(hour, key, counts) for (hour, key), counts in figures.items()])
         except LedgerError:
             with self._lock:
                 self._waiting.extendleft(reversed(links))

@@ -1,7 +1,7 @@
 """Put checks around one run of a callable of any kind: function, coroutine, generator, async generator."""
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import ContextVar
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType
 from typing import Any, Final, NamedTuple, Protocol
@@ -10,7 +10,7 @@ from taskpilot_instrument._decisions import Flow, Replacement, Side, begin
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._subject import Moment, Subject, Tape
-from taskpilot_instrument._waiting import wait, wait_async
+from taskpilot_instrument._waiting import Job, wait, wait_async
 from taskpilot_instrument.errors import BlockedError
 
 #: True in what is run by a check: it is not checked itself, or a judge would be judged without end.
@@ -48,63 +48,60 @@ class Plan(NamedTuple):
 
 def run(judge: Callable[..., Flow | None], *given: Any) -> Replacement | None:
     """Have something judged, waiting in this thread."""
-    token, flow = asking.set(True), None
+    token = asking.set(True)
     try:
         flow = judge(*given)
-        if flow is None:
-            return None
-        job = next(flow)
-        while True:
-            try:
-                answer = wait(job)
-            except Exception as error:
-                job = flow.throw(error)
-            else:
-                job = flow.send(answer)
+        if flow is not None:
+            _answered(flow, _wait_here).send(None)
     except StopIteration as stop:
-        return _replacement(stop)
+        replaced: Replacement | None = stop.value
+        return replaced
     except BlockedError:
         raise
     except Exception as error:
         swallow(_WHERE, error)
-        return None
     finally:
-        if flow is not None:
-            flow.close()
         asking.reset(token)
+    return None
 
 
 async def run_async(judge: Callable[..., Flow | None], *given: Any) -> Replacement | None:
     """Have something judged without holding up the event loop."""
-    token, flow = asking.set(True), None
+    token = asking.set(True)
     try:
         flow = judge(*given)
-        if flow is None:
-            return None
+        if flow is not None:
+            return await _answered(flow, wait_async)
+    except BlockedError:
+        raise
+    except Exception as error:
+        swallow(_WHERE, error)
+    finally:
+        asking.reset(token)
+    return None
+
+
+async def _answered(flow: Flow, waiting: Callable[[Job], Awaitable[Any]]) -> Replacement | None:
+    """Have everything answered that is to be waited for, until it is decided."""
+    try:
         job = next(flow)
         while True:
             try:
-                answer = await wait_async(job)
+                answer = await waiting(job)
             except Exception as error:
                 job = flow.throw(error)
             else:
                 job = flow.send(answer)
     except StopIteration as stop:
-        return _replacement(stop)
-    except BlockedError:
-        raise
-    except Exception as error:
-        swallow(_WHERE, error)
-        return None
+        replaced: Replacement | None = stop.value
+        return replaced
     finally:
-        if flow is not None:
-            flow.close()
-        asking.reset(token)
+        flow.close()
 
 
-def _replacement(stop: StopIteration) -> Replacement | None:
-    found: Replacement | None = stop.value
-    return found
+async def _wait_here(job: Job) -> Any:
+    """Wait in this thread: a coroutine only by its form, it never hands control back."""
+    return wait(job)
 
 
 # --- shells ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from taskpilot_instrument._fleet import ask
 from taskpilot_instrument.comparison import ModelComparison
 from taskpilot_instrument.errors import NotInstrumentedError
 from taskpilot_instrument.golden import GoldenSignals
@@ -108,13 +109,19 @@ def golden_signals(
     workflow: str | None = None,
     agent: str | None = None,
     model: str | None = None,
+    source: str | None = None,
 ) -> GoldenSignals:
     """Compute the five golden signals; see :meth:`Instrumentation.golden_signals`.
 
-    :raises NotInstrumentedError: before ``instrument()``.
-    :raises ConfigurationError: for a window that cannot be read or is not kept.
+    With ``source`` it needs no ``instrument()``; token and time limit are then those of the environment.
+
+    :raises NotInstrumentedError: before ``instrument()``, without ``source``.
+    :raises ConfigurationError: for a window that cannot be read or is not kept, or a source that is none.
+    :raises SourceError: where the source has no answer in time, or none that is whole.
     """
-    return instrumentation().golden_signals(window=window, workflow=workflow, agent=agent, model=model)
+    if source is not None and _in_force() is None:
+        return ask(source, Settings(), window=window, workflow=workflow, agent=agent, model=model)
+    return instrumentation().golden_signals(window=window, workflow=workflow, agent=agent, model=model, source=source)
 
 
 def compare_models(*, window: str | None = None, agent: str | None = None) -> ModelComparison:

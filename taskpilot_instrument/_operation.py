@@ -223,10 +223,11 @@ class Operation:
 
     def note_check(self, checked: Checked) -> None:
         """Note on this run, and every run around it, that a policy or guardrail was asked."""
-        if self.totals is not None:
-            self.totals.note_check(checked)
-        for run in self.runs_around():
-            run.note_check(checked)
+        run: Operation | None = self
+        while run is not None:
+            if run.totals is not None:
+                run.totals.note_check(checked)
+            run = run.parent
 
     # --- being current --------------------------------------------------------------------------
 

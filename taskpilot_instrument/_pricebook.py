@@ -31,6 +31,9 @@ _OPENAIS: Final = frozenset({_OPENAI, _AZURE})
 #: In the tables, the price list of an endpoint of OpenAI's that has its own.
 _DECISIONS: Final = "openai-decisions"
 _FREE: Final = ":free"
+#: "The moderation endpoint is free to use": OpenAI's guide to it. The table leaves these out.
+_FREE_MODELS: Final = ("omni-moderation", "text-moderation")
+_NOTHING: Final = MappingProxyType({INPUT: Decimal(0), OUTPUT: Decimal(0)})
 #: A fine-tuned model costs more than the model that it was made from.
 _FINE_TUNED: Final = "ft:"
 #: Charged for hosted tools, beside the tokens: they say nothing of calls that use none.
@@ -68,6 +71,8 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
     :param now: seconds since 1970, because prices change on a date or with the hour.
     :return: the rates, None where unknown, and until when that holds, in seconds since 1970.
     """
+    if _is_free(lookup):
+        return Rates(_NOTHING), _NEVER
     for provider, model in _found(lookup):
         own = any(model is each for each in provider.models)
         variants = [each for each in model.price_variants or () if own and each.when == _tier(lookup.service_tier)]
@@ -87,6 +92,12 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
         beside = {OUTPUT: Decimal(0)} if provider.id == _DECISIONS else {}
         return _compiled(price, model.id, unlisted=beside, searches=_searches(provider, lookup)), until
     return None, _NEVER
+
+
+def _is_free(lookup: Lookup) -> bool:
+    name, hosted = lookup.response_model or lookup.model or "", _provider_at(lookup.base_url)
+    sellers = _providers(name, hosted, lookup) if name.startswith(_FREE_MODELS) else ()
+    return any(each.id == _OPENAI for each in sellers)
 
 
 def _searches(provider: "Provider", lookup: Lookup) -> bool:
@@ -206,7 +217,7 @@ def _compiled(
     every: dict[str, Decimal | TieredPrices] = {key: value for key, value in vars(price).items() if value is not None}
     listed = {key: value for key, value in every.items() if not key.endswith(_TOOL_FEES)}
     if not listed and name.endswith(_FREE):  # elsewhere an empty price means that nobody knows it
-        return Rates({INPUT: Decimal(0), OUTPUT: Decimal(0)})
+        return Rates(_NOTHING)
     per_request = listed.pop(_REQUESTS, Decimal(0))
     fees = {
         unit: _FEE_DIGITS.divide(rate, Decimal(number))

@@ -5,17 +5,15 @@ import threading
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from random import getrandbits
-from typing import Final
+from typing import Final, NoReturn
 
-from taskpilot_instrument import semconv
 from taskpilot_instrument._backlog import Backlog, Settlement
-from taskpilot_instrument._budget_windows import Window
+from taskpilot_instrument._budget_accounts import Account, Kept, accounts_of
 from taskpilot_instrument._budget_words import crossing, note_refusal, refuse, shortage
 from taskpilot_instrument._operation import Operation, active
 from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument._worst_case import WorstCase
-from taskpilot_instrument.budgets import USER, Budget, BudgetStatus
-from taskpilot_instrument.context import Ids
+from taskpilot_instrument.budgets import Budget, BudgetStatus
 from taskpilot_instrument.errors import BlockedError, ConfigurationError, LedgerError
 from taskpilot_instrument.settings import LedgerUnavailable
 from taskpilot_instrument.sinks.ledger import Claim, Ledger, Standing, to_pico, to_usd
@@ -26,57 +24,15 @@ _log = logging.getLogger("taskpilot_instrument")
 #: A reservation whose holder died counts no longer than this; a call that takes longer is still settled.
 LEASE_S: Final = 600.0
 _MOST_BUDGETS: Final = 1_000
-#: Values of one budget that get accounts of their own in one window; the others share one.
-_MOST_ACCOUNTS: Final = 100_000
 #: Settlements that one call makes up for when the ledger is back.
 _AT_ONCE: Final = 20
 _AWAY: Final = "the ledger cannot be reached, and ledger_unavailable is 'deny'"
 
 
-#: What a call is charged to: budget, window, account with the most that the call may cost, and whether its price is
-#: known. Plain tuples, because they are made for each call.
-_Account = tuple[Budget, Window, Claim, bool]
+#: A named tuple by its name takes twice as long to make.
+_new: Final = tuple.__new__
 #: What is held for one call: the reservation's id, and whom it is charged to.
-_Held = tuple[str, tuple[_Account, ...]]
-
-
-class _Kept:
-    """A budget, and what is known of its current window."""
-
-    __slots__ = ("budget", "seen", "span", "whole")
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-        #: Its one account, where it has no scope.
-        self.whole = (budget.prefix,)
-        #: From when until when the window is known to hold, and which it is; replaced as a whole.
-        self.span: tuple[float, float, Window] = (0.0, 0.0, Window("", None))
-        self.seen: set[int] = set()
-
-    def window(self, now_s: float) -> Window:
-        """Return the window of this moment."""
-        since, until, window = self.span
-        if not since <= now_s < until:
-            window = self.budget.window_at(now_s)
-            until = window.ends_at.timestamp() if window.ends_at is not None else float("inf")
-            self.span, self.seen = (now_s, until, window), set()
-        return window
-
-    def bounded(self, account: str) -> str:
-        """Return the account, or the one that the values beyond the bound share."""
-        name = hash(account)
-        if name in self.seen:
-            return account
-        if len(self.seen) >= _MOST_ACCOUNTS:
-            return self.budget.rest
-        self.seen.add(name)
-        if len(self.seen) == _MOST_ACCOUNTS:
-            _log.warning(
-                "taskpilot_instrument: budget %r has %d accounts in this window; further values share one",
-                self.budget.name,
-                _MOST_ACCOUNTS,
-            )
-        return account
+_Held = tuple[str, tuple[Account, ...]]
 
 
 class Spending:
@@ -107,7 +63,7 @@ class Spending:
         self._deny = unavailable == "deny"
         self._backlog = Backlog(ledger)
         self._lock = threading.Lock()
-        self._kept: tuple[_Kept, ...] = ()
+        self._kept: tuple[Kept, ...] = ()
         for budget in budgets:
             self.add(budget)
 
@@ -123,7 +79,7 @@ class Spending:
                 raise ConfigurationError(f"there are two budgets named {budget.name!r}: names have to differ")
             if len(self._kept) >= _MOST_BUDGETS:
                 raise ConfigurationError(f"there are {_MOST_BUDGETS} budgets already: use scopes such as user='*'")
-            self._kept = (*self._kept, _Kept(budget))
+            self._kept = (*self._kept, Kept(budget))
 
     def status(self) -> tuple[BudgetStatus, ...]:
         """Return how every account stands in its current window; of a budget with ``*`` those that were charged.
@@ -138,7 +94,7 @@ class Spending:
         """Return the budgets in force."""
         return tuple(kept.budget for kept in self._kept)
 
-    def _status_of(self, kept: _Kept, now_s: float) -> Iterator[BudgetStatus]:
+    def _status_of(self, kept: Kept, now_s: float) -> Iterator[BudgetStatus]:
         budget, window = kept.budget, kept.window(now_s)
         names = self.ledger.accounts(budget.prefix, window.key) if budget.scope else (budget.prefix,)
         for standing in self.ledger.standings([(name, window.key) for name in names], now_s):
@@ -164,60 +120,27 @@ class Spending:
         llm = operation.llm
         if llm is None:
             return
-        now_s = self._now_s()
-        accounts = self._accounts(llm, operation.agent_name, operation.workflow_name, operation.ids, now_s)
+        now_s = self._epoch_ns() / 1e9
+        accounts = accounts_of(self._kept, self._worst_case, llm, operation, now_s)
         if not accounts:
             return
         claims = []
-        for budget, window, claim, is_priced in accounts:
-            if not is_priced and budget.on_unpriced == "block":
-                reason = f"no price is known for model {llm.model!r}, and on_unpriced is 'block'"
-                refuse(operation, budget, window, reason)
-            if budget.blocks:
+        for kept, _, claim, is_priced in accounts:
+            if not is_priced and kept.refuses_unpriced:
+                _refuse_unpriced(operation, accounts, self.ledger, now_s)
+            if kept.blocks:
                 claims.append(claim)
-        reservation = f"{getrandbits(128):032x}"
+        reservation = str(getrandbits(128))
         if claims:
             try:
                 short = self.ledger.reserve(reservation, claims, LEASE_S, now_s)
             except LedgerError as error:
-                self._go_without(operation, accounts, error)
+                if self._deny:
+                    _refuse_unchecked(operation, accounts, error)
             else:
                 if short is not None:
-                    budget, window, claim, _ = next(each for each in accounts if each[2][:2] == short[:2])
-                    refuse(operation, budget, window, shortage(budget, claim, short), standing=short)
+                    _refuse_beyond(operation, accounts, short)
         llm.reserved = reservation, accounts
-
-    def _accounts(
-        self, llm: LLMCall, agent: str | None, workflow: str | None, ids: Ids, now_s: float
-    ) -> tuple[_Account, ...]:
-        values: dict[str, str | None] | None = None
-        worst: dict[int, int | None] = {}
-        found: list[_Account] = []
-        for kept in self._kept:
-            budget = kept.budget
-            names: tuple[str, ...] = kept.whole
-            if budget.scope:
-                if values is None:
-                    values = {semconv.AGENT: agent, semconv.MODEL: llm.model, semconv.WORKFLOW: workflow}
-                    values[USER] = ids.user_id
-                names = budget.accounts_of(values, ids.variants)
-                if not names:
-                    continue
-            assumed = budget.assumed_output_tokens
-            if assumed not in worst:
-                worst[assumed] = self._worst_case.pico(llm, assumed)
-            most, window = worst[assumed], kept.window(now_s)
-            for name in names:
-                account = kept.bounded(name) if budget.is_open else name
-                claim = Claim(account, window.key, most or 0, budget.limit_pico)
-                found.append((budget, window, claim, most is not None))
-        return tuple(found)
-
-    def _go_without(self, operation: Operation, accounts: tuple[_Account, ...], error: LedgerError) -> None:
-        if self._deny:
-            budget = next(budget for budget, *_ in accounts if budget.blocks)
-            note_refusal(operation, budget, _AWAY)
-            raise BlockedError(f"budget {budget.name!r} cannot be checked: {_AWAY}") from error
 
     # --- after the call ---------------------------------------------------------------------------
 
@@ -234,26 +157,27 @@ class Spending:
             return
         self._worst_case.note(llm)
         held: _Held | None = llm.reserved
-        now_s = self._now_s()
+        now_s = self._epoch_ns() / 1e9
         if held is None:
             if not record.cost:
                 return
             # Nobody asked before this call: it was told afterwards, or the budget is younger than the call.
-            accounts = self._accounts(llm, record.agent, record.workflow, record.ids, now_s)
+            accounts = accounts_of(self._kept, self._worst_case, llm, record, now_s)
             if not accounts:
                 return
-            held = f"{getrandbits(128):032x}", accounts
+            held = str(getrandbits(128)), accounts
         llm.reserved = None
         reservation, accounts = held
         charges = _charges(record, llm, accounts)
         try:
             standings = self.ledger.settle(reservation, charges, now_s)
         except LedgerError:
-            self._backlog.add(Settlement(reservation, charges, tuple([budget for budget, *_ in accounts])))
+            self._backlog.add(Settlement(reservation, charges, tuple([kept.budget for kept, *_ in accounts])))
             return
-        for (budget, *_), charge, standing in zip(accounts, charges, standings, strict=True):
-            if standing.spent >= budget.soft_pico:
-                _tell(budget, charge, standing, record.operation)
+        for account, charge, standing in zip(accounts, charges, standings, strict=True):
+            kept = account[0]
+            if standing.spent >= kept.soft_pico:
+                _tell(kept.budget, charge, standing, record.operation)
         if self._backlog:
             self._catch_up(now_s)
 
@@ -271,7 +195,38 @@ class Spending:
         return self._epoch_ns() / 1e9
 
 
-def _charges(record: Finished, llm: LLMCall, accounts: tuple[_Account, ...]) -> tuple[Claim, ...]:
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def _refuse_unpriced(operation: Operation, accounts: tuple[Account, ...], ledger: Ledger, now_s: float) -> NoReturn:
+    """Refuse a call in the name of the first budget that lets no call of unknown cost go."""
+    kept, window, claim, _ = next(each for each in accounts if not each[3] and each[0].refuses_unpriced)
+    try:
+        (standing,) = ledger.standings([claim[:2]], now_s)
+    except LedgerError:
+        standing = None
+    model = operation.llm.model if operation.llm is not None else None
+    reason = f"no price is known for model {model!r}, and on_unpriced is 'block'"
+    refuse(operation, kept.budget, window, reason, standing)
+
+
+def _refuse_unchecked(operation: Operation, accounts: tuple[Account, ...], error: LedgerError) -> NoReturn:
+    """Refuse a call because nobody can say whether there is enough left."""
+    budget = next(kept.budget for kept, *_ in accounts if kept.blocks)
+    note_refusal(operation, budget, _AWAY)
+    raise BlockedError(f"budget {budget.name!r} cannot be checked: {_AWAY}") from error
+
+
+def _refuse_beyond(operation: Operation, accounts: tuple[Account, ...], short: Standing) -> NoReturn:
+    """Refuse a call that an account has not enough left for."""
+    kept, window, claim, _ = next(each for each in accounts if each[2][:2] == short[:2])
+    refuse(operation, kept.budget, window, shortage(kept.budget, claim, short), short)
+
+
+# --- what is charged ----------------------------------------------------------------------------
+
+
+def _charges(record: Finished, llm: LLMCall, accounts: tuple[Account, ...]) -> tuple[Claim, ...]:
     """Return what a call is charged with: its cost, or what was held for it where that is unknown."""
     if record.cost is not None:
         cost = to_pico(record.cost)
@@ -279,7 +234,7 @@ def _charges(record: Finished, llm: LLMCall, accounts: tuple[_Account, ...]) -> 
         return tuple([claim for _, _, claim, _ in accounts])
     else:
         cost = 0
-    return tuple([Claim(claim.account, claim.period, cost) for _, _, claim, _ in accounts])
+    return tuple([_new(Claim, (claim[0], claim[1], cost, None)) for _, _, claim, _ in accounts])
 
 
 def _tell(budget: Budget, charge: Claim, standing: Standing, operation: Operation | None) -> None:

@@ -113,7 +113,15 @@ class Watch:
         for run in followers:
             run.finish(error, outcome=outcome, end_ns=self.operation.last_ns if outcome is Outcome.ABANDONED else None)
 
+    def abandoned(self) -> None:
+        """Finish, at the time of the last chunk: nobody will read the rest."""
+        _collected(self)
+
     # --- hooks ------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Be among those that end with the process: for what has no response to hook."""
+        _open_watches.add(self)
 
     def hook(self, response: Any, body: Body) -> None:
         """Hear of the response's close and end; the hooks are gone again once the operation finished.

@@ -99,7 +99,8 @@ class Subject:
     def normal(self) -> str:
         """The text in Unicode's normal form NFKC, without characters that nobody sees."""
         if self._normal is None:
-            self._normal = normalised(self.text)
+            text = self.text
+            self._normal = text if text.isascii() else normalised(text)
         return self._normal
 
     @property
@@ -120,7 +121,9 @@ class Subject:
 
         :raises TextTooLongError: where it is not.
         """
-        if not self.is_whole:
+        if self._text is None:
+            self.text  # noqa: B018 - whether it is whole is found out with it
+        if not self._whole:
             raise TextTooLongError("there is more text than is looked at")
 
     @property
@@ -161,7 +164,10 @@ def normalised(text: str) -> str:
 def folded(normal: str) -> str:
     """Return normalised text without case, with one blank for any white space."""
     text = normal.casefold()
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).split())
+    if text.isascii():
+        # Most text has its blanks already as they should be, and to look is faster than to part and join it.
+        return text.strip() if text.isprintable() and "  " not in text else " ".join(text.split())
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 class TextTooLongError(Exception):

@@ -25,6 +25,7 @@ CACHE_WRITE: Final = "cache_write"
 _INPUT_AUDIO: Final = "input_audio"
 _OUTPUT_AUDIO: Final = "output_audio"
 _CACHED_AUDIO: Final = "cache_audio_read"
+_CACHED_IMAGE: Final = "cache_image_read"
 
 
 class Rates:
@@ -39,8 +40,9 @@ class Rates:
     """
 
     __slots__ = (
-        "_base", "_cache_is_unknown", "_cached_audio_rated", "_dearest", "_exponent", "_input_audio_rated",
-        "_output_audio_rated", "_output_rated", "_per_request", "_tiers", "fees", "is_partial",
+        "_base", "_cache_is_unknown", "_cached_audio_rated", "_cached_image_rated", "_dearest", "_exponent",
+        "_input_audio_rated", "_output_audio_rated", "_output_rated", "_per_request", "_pico", "_tiers", "fees",
+        "is_partial",
     )  # fmt: skip
 
     def __init__(
@@ -71,10 +73,14 @@ class Rates:
         self._per_request = _whole(per_thousand_requests, shift) * 1000
         listed = ((-1, self._base), *self._tiers) if self._base is not None else ()
         self._dearest = tuple((start, _dearest(each)) for start, each in listed)
+        #: How many pico-dollars the unit is, or how many units one pico-dollar is.
+        digits = _PICO_DIGITS + self._exponent
+        self._pico: tuple[int, int] = (10 ** max(0, digits), 10 ** max(0, -digits))
         self._output_rated = OUTPUT in rates
         self._input_audio_rated = _INPUT_AUDIO in rates
         self._output_audio_rated = _OUTPUT_AUDIO in rates
         self._cached_audio_rated = _CACHED_AUDIO in rates
+        self._cached_image_rated = _CACHED_IMAGE in rates
 
     def cost(self, usage: TokenUsage) -> Decimal | None:
         """Return what the usage costs in USD; None where a part of it is unknown or has no rate."""
@@ -99,7 +105,7 @@ class Rates:
         total = sum(map(mul, rates, usage), self._per_request)
         return EXACT.scaleb(total, self._exponent)
 
-    def most_pico(self, given: int, made: int, *, has_media: bool) -> int | None:
+    def most_pico(self, given: int, made: int, has_media: bool) -> int | None:  # noqa: FBT001 - given by place
         """Return the most that so many tokens may cost, in pico-dollars, rounded up; None without a rate.
 
         :param has_media: whether sound or pictures are among them.
@@ -110,10 +116,10 @@ class Rates:
         for start, (text_in, text_out, media_in, media_out) in self._dearest:
             if given > start:
                 cost = given * media_in + made * media_out if has_media else given * text_in + made * text_out
-                most = max(most, cost)
-        exponent = _PICO_DIGITS + self._exponent
-        most += self._per_request
-        return int(most * 10**exponent) if exponent >= 0 else -(-most // 10**-exponent)
+                if cost > most:
+                    most = cost  # max() takes longer than all the rest
+        times, parts = self._pico
+        return -(-(most + self._per_request) * times // parts)
 
     def _covers(self, usage: TokenUsage, rates: TokenUsage) -> bool:
         """Tell whether the rates say what audio, image and uncounted tokens cost."""
@@ -121,6 +127,7 @@ class Rates:
             (usage.input_audio_tokens and not self._input_audio_rated)
             or (usage.output_audio_tokens and not self._output_audio_rated)
             or (usage.cached_audio_tokens and not self._cached_audio_rated)
+            or (usage.cached_image_tokens and not self._cached_image_rated)
             or (usage.extra_output_tokens and not self._output_rated)
         ):
             return False
@@ -136,6 +143,7 @@ def _coefficients(rates: Mapping[str, Decimal], shift: int) -> TokenUsage:
     given, made = whole[INPUT], whole.get(OUTPUT, 0)
     cached = whole.get(CACHE_READ, given)
     audio = whole.get(_INPUT_AUDIO, given)
+    image = whole.get("input_image", given)
     return TokenUsage(
         input_tokens=given,
         output_tokens=made,
@@ -146,7 +154,8 @@ def _coefficients(rates: Mapping[str, Decimal], shift: int) -> TokenUsage:
         output_audio_tokens=whole.get(_OUTPUT_AUDIO, made) - made,
         # Part of both the cached and the audio tokens, hence counted by both.
         cached_audio_tokens=whole.get(_CACHED_AUDIO, 0) - cached - audio + given,
-        input_image_tokens=whole.get("input_image", given) - given,
+        cached_image_tokens=whole.get(_CACHED_IMAGE, 0) - cached - image + given,
+        input_image_tokens=image - given,
         output_image_tokens=whole.get("output_image", made) - made,
         extra_output_tokens=made,
     )
@@ -160,7 +169,8 @@ def _dearest(rates: TokenUsage) -> tuple[int, int, int, int]:
     text_out = made + max(0, rates.reasoning_tokens)
     # No token is both a recording's and a picture's.
     heard = max(rates.input_audio_tokens, rates.input_audio_tokens + rates.cached_audio_tokens)
-    media_in = text_in + max(0, heard, rates.input_image_tokens)
+    seen = max(rates.input_image_tokens, rates.input_image_tokens + rates.cached_image_tokens)
+    media_in = text_in + max(0, heard, seen)
     media_out = text_out + max(0, rates.output_audio_tokens, rates.output_image_tokens)
     return text_in, text_out, media_in, media_out
 
@@ -173,18 +183,25 @@ def _is_consistent(usage: TokenUsage) -> bool:
     """Tell whether no detail exceeds what it is part of; else the numbers mean something we do not know."""
     text = (usage.input_tokens or 0) - usage.input_audio_tokens - usage.input_image_tokens
     made = (usage.output_tokens or 0) + usage.extra_output_tokens
-    cached_audio = usage.cached_audio_tokens
-    cached_text = usage.cached_tokens + usage.cache_write_tokens - cached_audio if cached_audio else 0
+    cached_audio, cached_image = usage.cached_audio_tokens, usage.cached_image_tokens
+    cached_text = usage.cached_tokens + usage.cache_write_tokens - cached_audio - cached_image if _is_told(usage) else 0
     return (
         text >= cached_text
         and made >= usage.reasoning_tokens
         and made >= usage.output_audio_tokens + usage.output_image_tokens
-        and cached_audio <= min(usage.cached_tokens, usage.input_audio_tokens)
+        and cached_audio <= usage.input_audio_tokens
+        and cached_image <= usage.input_image_tokens
+        and cached_audio + cached_image + usage.cached_text_tokens <= usage.cached_tokens
     )
+
+
+def _is_told(usage: TokenUsage) -> bool:
+    """Tell whether the provider says of what kind the cached tokens are."""
+    return bool(usage.cached_audio_tokens or usage.cached_image_tokens or usage.cached_text_tokens)
 
 
 def _is_ambiguous(usage: TokenUsage, rates: TokenUsage) -> bool:
     """Tell whether it matters how many of the cached tokens were audio or image, and nobody said."""
     cache = usage.cached_tokens * rates.cached_tokens or usage.cache_write_tokens * rates.cache_write_tokens
     media = usage.input_audio_tokens * rates.input_audio_tokens or usage.input_image_tokens * rates.input_image_tokens
-    return bool(cache and media and not usage.cached_audio_tokens)
+    return bool(cache and media and not _is_told(usage))

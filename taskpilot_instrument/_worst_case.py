@@ -9,6 +9,8 @@ from taskpilot_instrument.typing import PriceSource
 _UNREAD: Final = Most(None)
 #: Responses and conversations whose length is remembered.
 _MOST_KEPT: Final = 10_000
+#: Ids of chat completions and of completions: nothing goes on with them.
+_NEVER_CONTINUED: Final = ("chatcmpl-", "cmpl-")
 #: Where neither the request nor the model's context window tells how much goes in.
 _TOKENS_UNTOLD: Final = 20_000
 
@@ -31,12 +33,11 @@ class WorstCase:
 
         :param assumed_output_tokens: of each answer, where the request sets no limit.
         """
-        most = llm.most or _UNREAD
-        given, made = most.input_tokens, most.output_tokens
+        given, made, answers, continues, _, _ = llm.most or _UNREAD
         if made is None:
-            made = assumed_output_tokens * most.answers
-        if given is None or most.continues is not None:
-            given = self._with_earlier(llm, given, most.continues)
+            made = assumed_output_tokens * answers
+        if given is None or continues is not None:
+            given = self._with_earlier(llm, given, continues)
         return self._most_pico(llm, given, made) if given or made else 0
 
     def _with_earlier(self, llm: LLMCall, given: int | None, continues: str | None) -> int:
@@ -49,7 +50,7 @@ class WorstCase:
     def note(self, llm: LLMCall) -> None:
         """Remember how long a response or conversation has become."""
         usage, name = llm.usage, llm.response_id
-        if usage is None or name is None:
+        if usage is None or name is None or name.startswith(_NEVER_CONTINUED):
             return
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()

@@ -62,7 +62,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         name = self.name
-        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or _BETWEEN in name:
+        if not _is_name(name):
             raise ConfigurationError(
                 f"Budget(name=…) takes 1 to {_LONGEST_NAME} characters without {_BETWEEN!r}, not {name!r:.120}"
             )
@@ -178,6 +178,12 @@ class Budget:
                 return None
             parts.append(f"{name}={_plain(value)}")
         return self.prefix + _BETWEEN.join(parts)
+
+
+def _is_name(name: object) -> bool:
+    if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or _BETWEEN in name:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in name)  # what no label of a metric can hold
 
 
 def _plain(value: str) -> str:

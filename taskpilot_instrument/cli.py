@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final
 
+from taskpilot_instrument import _report_command
 from taskpilot_instrument._version import __version__
 
 _EXAMPLES: Final = """\
@@ -18,6 +19,7 @@ examples:
   taskpilot-instrument demo --serve             run on and on, with the live page at http://127.0.0.1:8080
   taskpilot-instrument signals --window 15m     the golden signals of a running page
   taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
+  taskpilot-instrument signals --source http://prometheus:9090 --window 1h    of all processes that it scrapes
   taskpilot-instrument signals --watch 5        again and again; with --fail-on until a verdict is that bad
   taskpilot-instrument budgets --format json    how every budget stands
   taskpilot-instrument models --window 1h       what each model did, how fast and at what cost
@@ -25,6 +27,7 @@ examples:
   taskpilot-instrument experiments              every experiment, and what can be said of it
   taskpilot-instrument experiments planner-prompt     its variants beside each other
   taskpilot-instrument serve my_agents          the page of what a module does
+  taskpilot-instrument report --period week     the week so far, beside the one before
   taskpilot-instrument prices gpt-4o-mini       what a model costs
   taskpilot-instrument check                    is everything in place?
   taskpilot-instrument check --prometheus http://127.0.0.1:9090    also rules and scraping
@@ -53,6 +56,8 @@ def _run(options: Namespace) -> int:
         from taskpilot_instrument._demo import demo
 
         return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
+    if options.command == _report_command.NAME:
+        return _report_command.run(options)
     from taskpilot_instrument import _commands
 
     place = import_module(f"taskpilot_instrument.{_PLACES.get(options.command, '_commands')}")
@@ -81,11 +86,13 @@ def _parser() -> ArgumentParser:
     serve.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0 picks a free one")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind to; any but this machine's needs --token")
     serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
+    serve.add_argument("--source", help="Prometheus whose golden signals are shown, those of all processes")
 
     signals = _asking(commands, "signals", "show the golden signals of a running page")
     signals.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     for name in ("workflow", "agent", "model"):
         signals.add_argument(f"--{name}", help=f"only this {name}")
+    signals.add_argument("--source", help="a Prometheus to ask in place of a page; its token is TASKPILOT_SOURCE_TOKEN")
     signals.add_argument("--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds")
     signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
     _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
@@ -97,6 +104,8 @@ def _parser() -> ArgumentParser:
     experiments = _asking(commands, "experiments", what)
     experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")
     experiments.add_argument("--window", help="how far back, such as 1h; figures of a window are not judged")
+
+    _report_command.add_report(commands)
 
     prices = _command(commands, "prices", "show what a model costs")
     prices.add_argument("model", help="such as gpt-4o-mini")

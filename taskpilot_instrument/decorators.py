@@ -288,7 +288,7 @@ class _Arguments:
                     self._plain = tuple(each.name for each in parameters)
             plain = self._plain
             if plain is not None and (args or kwargs) and len(args) <= len(plain):
-                by_place = dict(zip(plain[skip:], args[skip:], strict=False))
+                by_place = dict(zip(plain[skip:], args[skip:]))  # noqa: B905 - strict= takes longer than the rest
                 if not kwargs:
                     return by_place
                 if not kwargs.keys() - plain[len(args) :]:

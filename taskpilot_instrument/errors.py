@@ -5,6 +5,7 @@ TaskpilotError
 ├── NotInstrumentedError (also RuntimeError)  an answer was asked for before instrument()
 ├── DeliveryError (also ConnectionError)    what was to be sent at once could not be delivered
 ├── LedgerError (also ConnectionError)      the ledger cannot be read or written
+├── SourceError (also ConnectionError)      the Prometheus that was asked has no answer
 └── BlockedError                            a call was refused on purpose: the outcome is ``blocked``
     ├── BudgetExceededError                 it might have cost more than a budget has left
     ├── TokenLimitError                     it went beyond a token limit
@@ -56,17 +57,21 @@ class LedgerError(TaskpilotError, ConnectionError):
     """Say that the ledger cannot be read or written, and why."""
 
 
+class SourceError(TaskpilotError, ConnectionError):
+    """Say why the Prometheus that golden signals were asked of has no answer, or none that is whole."""
+
+
 class BudgetExceededError(BlockedError):
     """Say which budget a call might have overspent; raised before any request is sent.
 
     :param budget: the budget's name.
-    :param spent_usd: exact USD spent and reserved when the call was refused.
+    :param spent_usd: exact USD spent and reserved when the call was refused; None where the ledger could not say.
     :param limit_usd: exact USD that the window allows.
     :param resets_at: when the window ends, with its time zone; None for a budget that never resets.
     """
 
     def __init__(
-        self, message: str, *, budget: str, spent_usd: Decimal, limit_usd: Decimal, resets_at: datetime | None
+        self, message: str, *, budget: str, spent_usd: Decimal | None, limit_usd: Decimal, resets_at: datetime | None
     ) -> None:
         super().__init__(message)
         self.budget = budget

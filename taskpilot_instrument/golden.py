@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
+from math import isfinite
 from typing import Final, NamedTuple
 
 from taskpilot_instrument._display import milliseconds, number, of, percent, span, usd
@@ -54,7 +55,8 @@ class GoldenSignals:
     """The golden signals of one window and filter, unrounded, with what they rest on.
 
     A signal is None where it is unknown: nothing ran, nobody gave feedback, no price is known. Where only some calls
-    could be priced (``cost_coverage`` below 1), the cost is a lower bound.
+    could be priced (``cost_coverage`` below 1), the cost is a lower bound. Where a ``source`` was asked, what its
+    metrics do not tell is None too: waste, retries, and which runs were checked.
     """
 
     success_rate: float | None
@@ -69,6 +71,8 @@ class GoldenSignals:
     workflow: str | None = None
     agent: str | None = None
     model: str | None = None
+    #: Address of the Prometheus that was asked; None where these are the figures of this process.
+    source: str | None = None
 
     @property
     def runs(self) -> float:
@@ -91,18 +95,20 @@ class GoldenSignals:
         return self.sample.violations
 
     @property
-    def checked_runs(self) -> int:
+    def checked_runs(self) -> int | None:
         """Runs that policies or guardrails were asked about."""
         return self.sample.checked
 
     @property
-    def check_failed_runs(self) -> int:
+    def check_failed_runs(self) -> int | None:
         """Runs in which a policy or guardrail could not be asked."""
         return self.sample.check_failed
 
     @property
-    def unchecked_runs(self) -> float:
+    def unchecked_runs(self) -> float | None:
         """Runs about which nothing was asked: their violations, if any, are not known."""
+        if self.sample.checked is None or self.sample.check_failed is None:
+            return None
         return self.sample.runs - self.sample.checked - self.sample.check_failed
 
     @property
@@ -115,37 +121,37 @@ class GoldenSignals:
         return _signals.violation_rate_of_checked(self.sample)
 
     @property
-    def wasted_cost_usd(self) -> float:
+    def wasted_cost_usd(self) -> float | None:
         """Known spend on LLM calls that failed, were cancelled or abandoned; a part of :attr:`total_cost_usd`.
 
         Where :attr:`wasted_unpriced_calls` is not zero it is a lower bound.
         """
-        return float(self.sample.wasted.usd)
+        return None if self.sample.wasted is None else float(self.sample.wasted.usd)
 
     @property
-    def wasted_tokens(self) -> int:
+    def wasted_tokens(self) -> int | None:
         """Tokens of these calls, input and output."""
-        return self.sample.wasted.tokens
+        return None if self.sample.wasted is None else self.sample.wasted.tokens
 
     @property
-    def wasted_calls(self) -> int:
+    def wasted_calls(self) -> int | None:
         """How many such calls there were, of those that may have cost something."""
-        return self.sample.wasted.calls
+        return None if self.sample.wasted is None else self.sample.wasted.calls
 
     @property
-    def wasted_unpriced_calls(self) -> int:
+    def wasted_unpriced_calls(self) -> int | None:
         """Of these, the calls whose cost is not known: a stream that was left seldom tells its usage."""
-        return self.sample.wasted.unpriced
+        return None if self.sample.wasted is None else self.sample.wasted.unpriced
 
     @property
-    def wasted_attempts(self) -> int:
+    def wasted_attempts(self) -> int | None:
         """Requests that brought no answer to build on: of all calls that did not succeed, and :attr:`retries`."""
-        return self.sample.wasted.attempts
+        return None if self.sample.wasted is None else self.sample.wasted.attempts
 
     @property
-    def retries(self) -> int:
+    def retries(self) -> int | None:
         """Attempts that the client made again, beyond the first of each call."""
-        return self.sample.wasted.retries
+        return None if self.sample.wasted is None else self.sample.wasted.retries
 
     @property
     def waste_percent(self) -> float | None:
@@ -153,9 +159,9 @@ class GoldenSignals:
         return _signals.waste(self.sample)
 
     @property
-    def total_cost_usd(self) -> float:
+    def total_cost_usd(self) -> float | None:
         """All spend whose price is known, that of failed runs included."""
-        return float(self.sample.spent_usd)
+        return None if self.sample.spent_usd is None else float(self.sample.spent_usd)
 
     @property
     def cost_coverage(self) -> float | None:
@@ -209,16 +215,42 @@ class GoldenSignals:
 
     @property
     def _is_lower_bound(self) -> bool:
-        return self.sample.unpriced > 0
+        return self.sample.unpriced != 0
 
     def _scope(self) -> str:
         asked = (("workflow", self.workflow), ("agent", self.agent), ("model", self.model))
         window = "since the start" if self.window_seconds is None else f"last {span(self.window_seconds)}"
-        return ", ".join([window, *(f"{what} {name}" for what, name in asked if name is not None)])
+        source = () if self.source is None else (f"by {self.source}",)
+        return ", ".join([window, *(f"{what} {name}" for what, name in asked if name is not None), *source])
+
+    def _spent(self) -> str:
+        sample, bound = self.sample, "≥ " if self._is_lower_bound else ""
+        if sample.spent_usd is None:
+            return "the spend is not known"
+        said = f"{bound}{usd(float(sample.spent_usd))} spent"
+        if sample.priced is not None and sample.unpriced is not None:
+            said += f", {sample.priced} of {sample.priced + sample.unpriced} billable calls priced"
+        elif sample.unpriced is not None:
+            said += f", {of(sample.unpriced, 'call')} without a price"
+        if sample.wasted is not None and sample.wasted.calls:
+            lowest = "≥ " if sample.wasted.unpriced else ""
+            said += f", {lowest}{usd(float(sample.wasted.usd))} wasted on {of(sample.wasted.calls, 'call')}"
+        return said
+
+    def _timed(self) -> str:
+        if self.sample.p95_bounds_ms is None:
+            return f"{self.sample.timed:,} timed"
+        low, high = self.sample.p95_bounds_ms
+        where = (
+            f"between {milliseconds(low)} and {milliseconds(high)}" if isfinite(high) else f"beyond {milliseconds(low)}"
+        )
+        return f"{self.sample.timed:,} timed, {where}"
 
     def _checks(self) -> str:
         sample = self.sample
         counted = f"{number(sample.violations)} counted"
+        if sample.checked is None or sample.check_failed is None:
+            return counted
         if not sample.checked and not sample.check_failed:
             return f"{counted}, no run was checked" if sample.runs else counted
         failed = f", {of(sample.check_failed, 'check')} failed" if sample.check_failed else ""
@@ -227,12 +259,6 @@ class GoldenSignals:
     def _rows(self) -> list[tuple[str, str, str, str]]:
         sample, verdicts = self.sample, self.verdicts
         cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
-        calls = sample.priced + sample.unpriced
-        spent = f"{bound}{usd(float(sample.spent_usd))} spent, {sample.priced} of {calls} billable calls priced"
-        wasted = sample.wasted
-        if wasted.calls:
-            lowest = "≥ " if wasted.unpriced else ""
-            spent += f", {lowest}{usd(float(wasted.usd))} wasted on {of(wasted.calls, 'call')}"
         return [
             (
                 "success rate",
@@ -244,9 +270,9 @@ class GoldenSignals:
                 "p95 latency",
                 milliseconds(self.p95_latency_ms),
                 verdicts[G_P95_LATENCY_MS],
-                f"{sample.timed:,} timed",
+                self._timed(),
             ),
-            ("cost per task", "–" if cost is None else f"{bound}{usd(cost)}", verdicts[G_COST_PER_TASK], spent),
+            ("cost per task", "–" if cost is None else f"{bound}{usd(cost)}", verdicts[G_COST_PER_TASK], self._spent()),
             (
                 "user correctness",
                 percent(self.user_confirmed_correctness_percent),
@@ -283,6 +309,18 @@ def compute(
     seconds = None if window is None else parse_window(window)
     window_ns = None if seconds is None else seconds * 1_000_000_000
     sample = backend.golden_sample(window_ns, workflow=workflow, agent=agent, model=model)
+    return of_sample(sample, seconds, workflow, agent, model)
+
+
+def of_sample(
+    sample: Sample,
+    seconds: int | None,
+    workflow: str | None,
+    agent: str | None,
+    model: str | None,
+    source: str | None = None,
+) -> GoldenSignals:
+    """Return the golden signals that a sample comes to, wherever it is from."""
     return GoldenSignals(
         _signals.success_rate(sample),
         sample.p95_ms,
@@ -294,6 +332,7 @@ def compute(
         workflow,
         agent,
         model,
+        source,
     )
 
 

@@ -205,8 +205,8 @@ class PriceBook:
         """
         most = call.most
         tier, has_media = (None, False) if most is None else (most.service_tier, most.has_media)
-        rates = self._answer((call.model, None, call.provider, call.base_url, tier, call.operation)).rates
-        return None if rates is None else rates.most_pico(input_tokens, output_tokens, has_media=has_media)
+        rates = self._answer((call.model, None, call.provider, call.base_url, tier, call.operation))[0]
+        return None if rates is None else rates.most_pico(input_tokens, output_tokens, has_media)
 
     def _priced(self, usage: TokenUsage, key: _Key) -> Price | None:
         answer = self._answer(key)

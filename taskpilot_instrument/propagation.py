@@ -110,7 +110,8 @@ class PropagationMiddleware:
     can send requests, keep it to the services behind your gateway with ``trust``.
 
     :param app: the ASGI application.
-    :param trust: tells from a request's scope whether its headers are believed; None believes all.
+    :param trust: tells from a request's scope whether its headers are believed; None believes all. One that is not
+        believed gets a request id of its own.
     """
 
     def __init__(self, app: Application, *, trust: Callable[[Scope], bool] | None = None) -> None:
@@ -133,10 +134,10 @@ class PropagationMiddleware:
         if scope["type"] not in {"http", "websocket"}:
             return None
         try:
-            if self._trust is not None and not self._trust(scope):
-                return None
+            trusted = self._trust is None or self._trust(scope)
             return extract_headers(
-                (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in (scope["headers"] if trusted else ())
             )
         except Exception as error:
             swallow("propagate", error)

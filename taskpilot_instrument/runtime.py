@@ -297,7 +297,7 @@ class Instrumentation(Answers, Voting):
             missing=tuple(patch.target for patch in self._patches if not patch.found),
             errors_swallowed={where: n for where, n in errors.items() if n},
             calls_seen=tally.calls_seen() - self._seen_before,
-            calls_recorded=signals.sample.calls - self.metrics.tracked,
+            calls_recorded=(signals.sample.calls or 0) - self.metrics.tracked,
             cost_coverage=signals.cost_coverage,
             label_overflow=_label_overflow(self.metrics),
             spans_go_to=self._provider.destination,
@@ -324,12 +324,14 @@ def running() -> Instrumentation | None:
 
 def _apply_patches(settings: Settings, frameworks: "list[Switch]") -> "list[Switch]":
     # Imported here: the library works, and imports fast, where openai is not installed.
-    from taskpilot_instrument.patches import openai, threads
+    from taskpilot_instrument.patches import _openai_sockets, openai, threads
 
     patches: list[Switch] = []
     if settings.patch_openai:
         with suppress(ImportError):
             patches += openai.patches()
+            if settings.observe_sockets:
+                patches += _openai_sockets.patches()
     if settings.propagate_threads:
         patches += threads.patches()
     patches += frameworks

@@ -239,6 +239,12 @@ class Settings:
         "TASKPILOT_PATCH_OPENAI",
         default=True,
     )
+    observe_sockets: bool = _setting(
+        _forms.boolean(),
+        "Observe the WebSockets of the openai client, too: realtime sessions, and those of the Responses API.",
+        "TASKPILOT_OBSERVE_SOCKETS",
+        default=False,
+    )
     frameworks: tuple[Framework, ...] = _setting(
         _forms.choices(get_args(Framework)),
         "Agent frameworks whose workflows, agents and tools are observed.",
@@ -341,6 +347,25 @@ class Settings:
         _forms.listed("list of Alert", "a list of Alert(…)"),
         "Callbacks with a threshold and a cool-down, for those without an Alertmanager.",
         default=(),
+    )
+    source: str | None = _setting(
+        _forms.optional(_forms.text()),
+        "Prometheus that the page takes its golden signals from, those of all processes, such as "
+        "`http://prometheus:9090?job=taskpilot`; None shows this process's.",
+        "TASKPILOT_SOURCE",
+        default=None,
+    )
+    source_token: str | None = _setting(
+        _forms.optional(_forms.text()),
+        "Bearer token that this Prometheus, or the one of `golden_signals(source=…)`, asks for.",
+        "TASKPILOT_SOURCE_TOKEN",
+        default=None,
+    )
+    source_timeout_s: int = _setting(
+        _forms.whole(1, 600),
+        "Seconds that its answer may take.",
+        "TASKPILOT_SOURCE_TIMEOUT_S",
+        default=30,
     )
     clock: Clock | None = _setting(
         _forms.optional(_forms.thing("Clock", "a taskpilot_instrument.typing.Clock", "monotonic_ns", "epoch_ns")),

@@ -37,6 +37,9 @@ class TokenUsage(NamedTuple):
     output_image_tokens: int = 0
     #: Billed output that the host counts beside ``output_tokens``: x.ai does so with reasoning.
     extra_output_tokens: int = 0
+    cached_image_tokens: int = 0
+    #: What of the cached tokens is text, where the provider says so: it then knows what the others are, too.
+    cached_text_tokens: int = 0
 
 
 class Beside:
@@ -105,27 +108,32 @@ def usage_from(usage: object) -> TokenUsage | None:
 
     details = fields.get("prompt_tokens_details")
     if details is None and (details := fields.get("input_tokens_details")) is None:
-        details = fields.get("input_token_details")  # transcriptions spell it so
+        details = fields.get("input_token_details")  # transcriptions and realtime sessions spell it so
     if details is None:
         cached, written = _cache_beside_details(fields)
-        audio_in = audio_cached = image_in = 0
+        audio_in = audio_cached = image_in = image_cached = text_cached = 0
         if given is not None and not says_prompt:
             # Anthropic's own shape: input_tokens leaves out what the cache took part in. Gateways that say
             # prompt_tokens beside the same keys have added it up already.
             given += cached + written
     else:
-        cached, written, audio_in, audio_cached, image_in = _input_details(fields_of(details))
+        cached, written, audio_in, audio_cached, image_in, image_cached, text_cached = _input_details(
+            fields_of(details)
+        )
 
     details = fields.get("completion_tokens_details")
-    if details is None:
-        details = fields.get("output_tokens_details")
+    if details is None and (details := fields.get("output_tokens_details")) is None:
+        details = fields.get("output_token_details")  # realtime sessions spell it so
     reasoning, audio_out, image_out = (0, 0, 0) if details is None else _output_details(fields_of(details))
     beside = 0
     if reasoning and given is not None and made is not None and fields.get("total_tokens") == given + made + reasoning:
         beside = reasoning  # elsewhere the total is input + output
     return TokenUsage._make(
-        (given, made, cached, written, reasoning, audio_in, audio_out, audio_cached, image_in, image_out, beside)
-    )
+        (
+            given, made, cached, written, reasoning, audio_in, audio_out, audio_cached, image_in, image_out, beside,
+            image_cached, text_cached,
+        )
+    )  # fmt: skip
 
 
 def seconds_of(usage: object) -> Decimal | None:
@@ -136,21 +144,24 @@ def seconds_of(usage: object) -> Decimal | None:
     return Decimal(repr(seconds))
 
 
-def _input_details(fields: Fields) -> tuple[int, int, int, int, int]:
-    """Return cached, cache write, audio, cached audio and image tokens."""
-    cached = written = audio = audio_cached = image = 0
+def _input_details(fields: Fields) -> tuple[int, int, int, int, int, int, int]:
+    """Return cached, cache write, audio, cached audio, image, cached image and cached text tokens."""
+    cached = written = audio = audio_cached = image = image_cached = text_cached = 0
     # Nearly always absent or zero, and then not worth a call.
     if value := fields.get("cached_tokens"):
         cached = _detail(value)
         if value := fields.get("cached_tokens_details"):
-            audio_cached = _detail(fields_of(value).get("audio_tokens"))
+            inner = fields_of(value)
+            audio_cached = _detail(inner.get("audio_tokens"))
+            image_cached = _detail(inner.get("image_tokens"))
+            text_cached = _detail(inner.get("text_tokens"))
     if value := fields.get("cache_write_tokens"):
         written = _detail(value)
     if value := fields.get("audio_tokens"):
         audio = _detail(value)
     if value := fields.get("image_tokens"):
         image = _detail(value)
-    return cached, written, audio, audio_cached, image
+    return cached, written, audio, audio_cached, image, image_cached, text_cached
 
 
 def _output_details(fields: Fields) -> tuple[int, int, int]:

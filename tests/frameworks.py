@@ -1,14 +1,16 @@
 """What the tests of the agent frameworks share."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from backends import package
 
-from taskpilot_instrument.embedded import Reply, ToolCall
-from taskpilot_instrument.testing import Captured
+import taskpilot_instrument as tp
+from taskpilot_instrument.embedded import EmbeddedServer, Reply, ToolCall
+from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.usage import TokenUsage
 
 MODEL = "gpt-4o-mini"
@@ -54,6 +56,35 @@ def assert_spent(captured: Captured, calls: int, *, runs: int = 1) -> None:
     roots = [span for span in captured.spans if span.parent is None]
     assert ["workflow.run"] * runs == names(roots)
     assert 150 * calls == sum((span.attributes or {})["input_tokens"] for span in roots)
+
+
+async def assert_cancelled(captured: Captured, server: EmbeddedServer, run: Coroutine[Any, Any, Any]) -> None:
+    """Assert that cancelling the task of a run, while the model is slow to answer, ends the run as cancelled."""
+    server.script(Reply("late", delay=5.0))
+    task = asyncio.create_task(run)
+    await until(lambda: bool(server.requests))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {"workflow.run": "cancelled", "PlannerAgent.execute": "cancelled"} == outcomes(captured)
+
+
+async def assert_refused(
+    server: EmbeddedServer,
+    frameworks: Sequence[Any],
+    run: Callable[[], Awaitable[Any]],
+    error: type[Exception] = tp.BudgetExceededError,
+) -> None:
+    """Assert that a budget which refuses the call ends the run as blocked, and that nothing is sent.
+
+    :param error: what the caller gets.
+    """
+    budget = tp.Budget("all", limit_usd="0.00001", on_exceed="block")
+    with capture(frameworks=frameworks, budgets=[budget], ledger="memory") as captured:
+        with pytest.raises(error):
+            await run()
+        assert {"workflow.run": "blocked", "PlannerAgent.execute": "blocked"} == outcomes(captured)
+    assert [] == server.requests
 
 
 async def until(look: Callable[[], bool]) -> None:

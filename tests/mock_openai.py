@@ -1,5 +1,6 @@
 """The real OpenAI clients over a transport without a socket, for tests that make very many calls."""
 
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -74,3 +75,8 @@ def async_client(answer: Callable[[Any], Any]) -> openai.AsyncOpenAI:
     """Return a real async client whose requests ``answer`` answers."""
     http_client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     return openai.AsyncOpenAI(api_key="sk-test", base_url="http://127.0.0.1/v1", http_client=http_client, max_retries=0)
+
+
+async def settled(result: Any) -> Any:
+    """Return what a call of either client comes to."""
+    return await result if inspect.isawaitable(result) else result

@@ -17,7 +17,9 @@ class Bill(Enum):
     #: On a span that is made when the result of something started earlier is first told.
     WHEN_TOLD = "billed when told"
     NEVER = "not billed"
-    #: On a WebSocket or in somebody's browser: not in a response to this method.
+    #: On the spans of the responses that go over the WebSocket which it opens, where these are observed.
+    ON_THE_SOCKET = "billed on the socket"
+    #: In somebody's browser, or on a WebSocket that tells no bill: not in a response to this method.
     ELSEWHERE = "billed elsewhere"
 
 
@@ -70,11 +72,15 @@ _TABLE: tuple[tuple[Bill, str, str], ...] = (
         """,
     ),
     (
+        Bill.ON_THE_SOCKET,
+        "each response tells its tokens over the socket, and so does each transcription",
+        "realtime.connect beta.realtime.connect responses.connect beta.responses.connect",
+    ),
+    (
         Bill.ELSEWHERE,
-        "a session is billed by what goes over its WebSocket or its call",
+        "a session is billed by the second, or by what goes over a call that somebody else is in",
         """
-        realtime.connect realtime.translations.connect beta.realtime.connect responses.connect beta.responses.connect
-        live.{connect,create} live.forks.connect live.sideband.connect
+        realtime.translations.connect live.{connect,create} live.forks.connect live.sideband.connect
         live.sessions.{accept,fork,hangup,refer,reject} realtime.calls.{accept,create,hangup,refer,reject}
         """,
     ),

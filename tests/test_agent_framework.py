@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import openai
 import pytest
-from frameworks import MODEL, assert_spent, calls, names, need, outcomes, says, until
+from frameworks import MODEL, assert_cancelled, assert_refused, assert_spent, calls, names, need, outcomes, says
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -157,6 +157,27 @@ async def test_an_agent_as_a_tool_of_another(
     assert_spent(captured, 3)
 
 
+async def test_a_tool_that_runs_its_own_agent(
+    captured: Captured, server: EmbeddedServer, plain_client: Any, way: str
+) -> None:
+    """A tool that is called again by the agent which it runs is a further call, beneath that agent."""
+    planners: list[Any] = []
+
+    @af.tool(approval_mode="never_require")
+    async def split() -> str:
+        """Split the task."""
+        return str((await planners[0].run("Create a part")).text)
+
+    planners.append(agent_of(plain_client, way, tools=[split]))
+    server.script(calls("split"), calls("split"), *[says()] * 3)
+    await run_plain(planners[0])
+
+    assert ["PlannerAgent.execute", "split"] * 2 + ["PlannerAgent.execute"] == [
+        line.strip() for line in captured.tree() if not line.strip().startswith(("chat", "workflow"))
+    ]
+    assert_spent(captured, 5)
+
+
 async def test_a_run_within_a_workflow_of_the_caller(
     captured: Captured, server: EmbeddedServer, plain_client: Any, way: str
 ) -> None:
@@ -212,16 +233,8 @@ async def test_a_cancelled_run(
     captured: Captured, server: EmbeddedServer, plain_client: Any, way: str, streamed: bool
 ) -> None:
     """A cancelled task ends its run as cancelled."""
-    server.script(Reply("late", delay=5.0))
     agent = agent_of(plain_client, way)
-    task = asyncio.create_task(run_stream(agent) if streamed else run_plain(agent))
-    await until(lambda: bool(server.requests))
-
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert {"workflow.run": "cancelled", "PlannerAgent.execute": "cancelled"} == outcomes(captured)
+    await assert_cancelled(captured, server, run_stream(agent) if streamed else run_plain(agent))
 
 
 #: Younger than the rest: before, a stream could only be forgotten.
@@ -345,13 +358,12 @@ async def test_a_tool_that_a_middleware_answers(
 
 async def test_a_refused_call_is_blocked(server: EmbeddedServer, plain_client: Any) -> None:
     """A budget that refuses the call ends the run as blocked, though the framework wraps the refusal."""
-    budget = tp.Budget("all", limit_usd="0.00001", on_exceed="block")
-    with capture(frameworks=["agent_framework"], budgets=[budget], ledger="memory") as captured:
-        with pytest.raises(af.exceptions.ChatClientException):
-            await agent_of(plain_client, "one line").run("Go")
-
-        assert {"workflow.run": "blocked", "PlannerAgent.execute": "blocked"} == outcomes(captured)
-        assert [] == server.requests
+    await assert_refused(
+        server,
+        ["agent_framework"],
+        lambda: agent_of(plain_client, "one line").run("Go"),
+        af.exceptions.ChatClientException,
+    )
 
 
 # --- workflows ------------------------------------------------------------------------------------
@@ -705,8 +717,8 @@ async def test_our_failures_stay_ours(
         raise RuntimeError("ours")
 
     with capture(frameworks=["agent_framework"] if way == "one line" else (), reraise=False) as captured:
-        for name in ("_said", "_by_name", "_signals"):
-            monkeypatch.setattr(ours, name, fail)
+        for name in ("said", "by_name", "_signals"):
+            monkeypatch.setattr(f"taskpilot_instrument.integrations._agent_framework_runs.{name}", fail)
         monkeypatch.setattr("taskpilot_instrument.integrations._agent_framework_streams.tell_usage", fail)
         monkeypatch.setattr("taskpilot_instrument._framework_runs.FrameworkRun.__init__", fail)
         await run(agent_of(chat_client, way, tools=[create_task]))

@@ -1,7 +1,7 @@
 """Another provider's client is one more file: what it takes, for a client made up here."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -42,12 +42,31 @@ class AcmeClient:
         self._http.close()
 
 
+class AsyncAcmeClient:
+    """The same for coroutines."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.AsyncClient(trust_env=False)
+        self._url = url
+
+    async def ask(self, model: str, question: str, *, stream: bool = False) -> Any:
+        """Return the answer, or the HTTP response that it comes in by and by."""
+        request = self._http.build_request("POST", self._url, json={"model": model, "question": question})
+        response = await self._http.send(request, stream=stream)
+        response.raise_for_status()
+        return response if stream else response.json()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+
 # --- the one file ---------------------------------------------------------------------------------
 
 
 def patches() -> list[Patch]:
     """Return what observes every call of the client."""
-    return [Patch(AcmeClient, "ask", _ask)]
+    return [Patch(AcmeClient, "ask", _ask), Patch(AsyncAcmeClient, "ask", _ask_async)]
 
 
 def _ask(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -57,6 +76,17 @@ def _ask(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwarg
     with operation:
         operation.admit()  # budgets and limits may refuse it
         answer = wrapped(*args, **kwargs)
+        _read(operation, answer)
+    return answer
+
+
+async def _ask_async(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    operation = _begin(args, kwargs)
+    if operation is None:
+        return await wrapped(*args, **kwargs)
+    with operation:
+        operation.admit()
+        answer = await wrapped(*args, **kwargs)
         _read(operation, answer)
     return answer
 
@@ -123,11 +153,27 @@ _HOLDS_THE_PROTOCOL: type[ChunkReader] = AcmeReader
 def acme(server: EmbeddedServer) -> Iterator[AcmeClient]:
     """The client, observed."""
     client = AcmeClient(f"{server.origin}/ask")
-    for patch in patches():
-        patch.apply()
-        yield client
-        patch.undo()
+    yield client
     client.close()
+
+
+@pytest.fixture
+async def async_acme(server: EmbeddedServer) -> AsyncIterator[AsyncAcmeClient]:
+    """The client for coroutines, observed."""
+    client = AsyncAcmeClient(f"{server.origin}/ask")
+    yield client
+    await client.close()
+
+
+@pytest.fixture(autouse=True)
+def observed() -> Iterator[None]:
+    """What the file offers is in force."""
+    found = patches()
+    for patch in found:
+        patch.apply()
+    yield
+    for patch in found:
+        patch.undo()
 
 
 WHOLE = {"answer": "done", "tokens": {"in": 150, "out": 50}}
@@ -168,6 +214,34 @@ def test_a_stream(captured: Captured, server: EmbeddedServer, acme: AcmeClient) 
 
     assert b'"ne"' in run()
     assert_counted(captured)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_coroutines(
+    captured: Captured, server: EmbeddedServer, async_acme: AsyncAcmeClient, stream: bool
+) -> None:
+    """The client's coroutines are observed as its functions are."""
+    server.script(Reply.events(*EVENTS) if stream else Reply.raw(json.dumps(WHOLE).encode()))
+
+    @tp.observed_agent(name="PlannerAgent")
+    async def run() -> Any:
+        answer = await async_acme.ask("gpt-4o-mini", "Create a task", stream=stream)
+        return b"".join([part async for part in answer.aiter_bytes()]) if stream else answer
+
+    answer = await run()
+    assert b'"ne"' in answer if stream else answer == WHOLE
+    assert_counted(captured)
+
+
+def test_a_stream_that_is_left(captured: Captured, server: EmbeddedServer, acme: AcmeClient) -> None:
+    """Whoever closes the response before its end has cancelled the call."""
+    server.script(Reply.events(*EVENTS, part_delay=0.2))
+
+    response = acme.ask("gpt-4o-mini", "Create a task", stream=True)
+    next(response.iter_bytes())
+    response.close()
+
+    assert "cancelled" == captured.tags("chat gpt-4o-mini")["outcome"]
 
 
 def test_a_failure(captured: Captured, server: EmbeddedServer, acme: AcmeClient) -> None:

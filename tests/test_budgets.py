@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+from backends import RedisServer
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.budgets import Budget
@@ -269,10 +271,21 @@ def held(ledger: str, sent: int) -> None:
     assert sent >= 40
 
 
-def test_threads_do_not_overspend(server: EmbeddedServer, tmp_path: Path) -> None:
-    """Two hundred threads at once on one SQLite ledger stay within the budget; every cent spent is in it."""
+@pytest.fixture(params=["sqlite", "redis"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Name a ledger that processes can share: a file, a real Redis."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "ledger.db")
+        return
+    redis = RedisServer(tmp_path)
+    yield redis.url
+    redis.stop()
+
+
+def test_threads_do_not_overspend(server: EmbeddedServer, shared: str) -> None:
+    """Two hundred threads at once stay within the budget; every cent spent is in it."""
     script(server, CALLERS)
-    ledger, sent = str(tmp_path / "ledger.db"), []
+    ledger, sent = shared, []
     with (
         capture(**held_to(ledger)),
         openai.OpenAI(api_key="k", base_url=server.url, max_retries=0) as client,
@@ -290,10 +303,9 @@ def test_threads_do_not_overspend(server: EmbeddedServer, tmp_path: Path) -> Non
     held(ledger, len(sent))
 
 
-async def test_tasks_do_not_overspend(aclient: openai.AsyncOpenAI, server: EmbeddedServer, tmp_path: Path) -> None:
+async def test_tasks_do_not_overspend(aclient: openai.AsyncOpenAI, server: EmbeddedServer, shared: str) -> None:
     """Two hundred tasks at once stay within the budget; every cent spent is in it."""
     script(server, CALLERS)
-    ledger = str(tmp_path / "ledger.db")
 
     async def work() -> int:
         while True:
@@ -306,18 +318,17 @@ async def test_tasks_do_not_overspend(aclient: openai.AsyncOpenAI, server: Embed
             else:
                 return 1
 
-    with capture(**held_to(ledger)):
+    with capture(**held_to(shared)):
         sent = sum(await asyncio.gather(*[work() for _ in range(CALLERS)]))
-    held(ledger, sent)
+    held(shared, sent)
 
 
-def test_processes_do_not_overspend(server: EmbeddedServer, tmp_path: Path) -> None:
-    """Eight processes on one SQLite ledger stay within the budget; every cent spent is in it."""
+def test_processes_do_not_overspend(server: EmbeddedServer, shared: str) -> None:
+    """Eight processes on one ledger stay within the budget; every cent spent is in it."""
     script(server, CALLERS)
-    ledger = str(tmp_path / "ledger.db")
     with multiprocessing.get_context("spawn").Pool(8) as pool:
-        sent = pool.starmap(spend, [(server.url, ledger, CALLERS // 8)] * 8)
-    held(ledger, sum(sent))
+        sent = pool.starmap(spend, [(server.url, shared, CALLERS // 8)] * 8)
+    held(shared, sum(sent))
 
 
 # --- windows ----------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import multiprocessing
 import os
 import pickle
 import signal
@@ -15,12 +14,12 @@ from typing import Any
 
 import openai
 import pytest
-from backends import RedisServer, wait_for
+from backends import wait_for
 from prometheus_client.parser import text_string_to_metric_families
-from test_budgets import COST, MESSAGES, ask, held, script, spend
+from test_budgets import COST, MESSAGES, ask, script
 
 import taskpilot_instrument as tp
-from taskpilot_instrument import _backlog, _guard, _spending, semconv
+from taskpilot_instrument import _backlog, _budget_accounts, _guard, semconv
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
 from taskpilot_instrument.sinks.ledger import open_ledger, to_pico
 from taskpilot_instrument.testing import Captured, capture
@@ -298,7 +297,7 @@ def test_accounts_are_bounded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Values beyond the bound share one account, which is said once; those before it keep theirs."""
-    monkeypatch.setattr(_spending, "_MOST_ACCOUNTS", 2)
+    monkeypatch.setattr(_budget_accounts, "_MOST_ACCOUNTS", 2)
     with capture(budgets=[tp.Budget("b", 1, scope={"user": "*"})], ledger="memory") as captured:
         script(server, 6)
         for user in ("a", "b", "c", "d", "a", "e"):
@@ -329,14 +328,14 @@ def test_values_cannot_pass_for_others(client: openai.OpenAI, server: EmbeddedSe
 
 
 def test_each_budget_has_its_say_about_unknown_prices(client: openai.OpenAI, server: EmbeddedServer) -> None:
-    """A budget that refuses models without a price does so beside one that does not mind."""
+    """A budget that refuses models without a price does so beside one that does not mind, and says what was spent."""
     strict = tp.Budget("strict", 1, on_unpriced="block")
-    with (
-        capture(budgets=[tp.Budget("easy", 1), strict], ledger="memory"),
-        pytest.raises(tp.BudgetExceededError, match="'strict'"),
-    ):
-        ask(client, model="nobody-knows")
-    assert not server.requests
+    script(server, 1)
+    with capture(budgets=[tp.Budget("easy", 1), strict], ledger="memory"):
+        ask(client)
+        with pytest.raises(tp.BudgetExceededError, match="'strict'") as refused:
+            ask(client, model="nobody-knows")
+    assert (1, COST) == (len(server.requests), refused.value.spent_usd)
 
 
 def test_calls_that_are_told_are_charged() -> None:
@@ -425,18 +424,6 @@ def test_unknown_spending_is_no_sample(client: openai.OpenAI, server: EmbeddedSe
 # --- many at once -------------------------------------------------------------------------------
 
 
-def test_a_fleet_does_not_overspend(server: EmbeddedServer, tmp_path: Path) -> None:
-    """Processes that share a real Redis stay within the budget, and every cent spent is in it."""
-    redis = RedisServer(tmp_path)
-    try:
-        script(server, 100)
-        with multiprocessing.get_context("spawn").Pool(4) as pool:
-            sent = pool.starmap(spend, [(server.url, redis.url, 25)] * 4)
-        held(redis.url, sum(sent))
-    finally:
-        redis.stop()
-
-
 def test_accounts_of_users_do_not_mix(server: EmbeddedServer) -> None:
     """Two hundred threads of ten users: each user's calls, and no others, are in the user's account."""
     budget = tp.Budget("b", COST * 15, window="total", scope={"user": "*"}, on_exceed="block")
@@ -478,7 +465,23 @@ def test_a_budget_can_be_handed_to_a_worker() -> None:
     assert ("m", "b", Decimal(2)) == (str(again), again.budget, again.limit_usd)
 
 
-@pytest.mark.parametrize("name", ["a|b", "x" * 101, "  ", 3])
+@pytest.mark.parametrize("where", ["memory", "ledger.db"])
+def test_a_user_that_no_file_can_hold_is_held_too(
+    client: openai.OpenAI, server: EmbeddedServer, tmp_path: Path, where: str
+) -> None:
+    """A user id that is no proper Unicode has an account like any other: nobody gets by a budget with one."""
+    budget = tp.Budget("b", "0.000001", scope={"user": "*"}, on_exceed="block")
+    place = where if where == "memory" else str(tmp_path / where)
+    with (
+        capture(budgets=[budget], ledger=place),
+        tp.workflow("w", user_id="u\ud800"),
+        pytest.raises(tp.BudgetExceededError),
+    ):
+        client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "hello"}])
+    assert [] == server.requests
+
+
+@pytest.mark.parametrize("name", ["a|b", "x" * 101, "  ", "a\ud800", 3])
 def test_a_name_that_accounts_cannot_have_is_refused(name: Any) -> None:
     """Names of budgets are short, and hold nothing that separates the parts of an account's name."""
     with pytest.raises(tp.ConfigurationError, match=r"Budget\(name=…\)"):

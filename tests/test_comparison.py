@@ -342,6 +342,23 @@ def test_means_and_ratios_lie_in_their_interval() -> None:
     assert [pytest.approx(0.95, abs=0.02)] * 2 == [each / 2_000 for each in inside]
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
+def test_the_cost_of_a_rare_success_lies_in_its_interval(share: float) -> None:
+    """So does cost per success where few of a hundred runs succeed; where it might be none at all there is no end."""
+    generator = np.random.default_rng(3)
+    truth = math.exp(0.7**2 / 2) / share
+    told = []
+    for _ in range(2_000):
+        won, cost = generator.random(100) < share, generator.lognormal(0, 0.7, 100)
+        told.append(_estimates.ratio(
+            cost.sum(), won.sum(), (cost**2).sum(), (cost * won).sum(), won.sum(), 100
+        ))  # fmt: skip
+    bounded = [(each.low, each.high) for each in told if each.low is not None and each.high is not None]
+    assert len(bounded) > 1_000
+    assert sum(low <= truth <= high for low, high in bounded) >= 0.93 * len(bounded)
+    assert all(each.low is None for each in told if (each.value or 0) > 50)
+
+
 def test_a_mean_of_few_has_no_interval() -> None:
     """With 29 values there is a mean and nothing around it; with none there is nothing."""
     assert (2.0, None, None, 29) == _estimates.mean(58.0, 200.0, 29)

@@ -15,6 +15,7 @@ import yaml
 from backends import OBSERVABILITY, Prometheus, alertmanager, get, needs_folder, prometheus, wait_for
 from workload import Workload, workload
 
+import taskpilot_instrument as tp
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.semconv import DURATION_BUCKETS
 
@@ -187,7 +188,11 @@ def _golden_signals_agree(running: Prometheus, signals: GoldenSignals) -> None:
     """Since the start exactly; over a window, which Prometheus extrapolates, as near as that comes."""
     for key, query in GOLDEN.items():
         assert (key, getattr(signals, key)) == (key, running.value(query))
+    wait_for("the same by source", lambda: tp.golden_signals(source=running.url).runs == signals.runs)
+    asked = tp.golden_signals(source=running.url)
+    assert {key: getattr(signals, key) for key in GOLDEN} == {key: getattr(asked, key) for key in GOLDEN}
     p95 = running.value(P95)
+    assert p95 == pytest.approx((asked.p95_latency_ms or 0) / 1000)
     assert p95 is not None
     assert signals.p95_latency_ms is not None
     assert bisect_left(DURATION_BUCKETS, p95) == bisect_left(DURATION_BUCKETS, signals.p95_latency_ms / 1000)

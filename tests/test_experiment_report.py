@@ -15,12 +15,14 @@ import pytest
 from metrics_records import workflow_run
 
 import taskpilot_instrument as tp
+from taskpilot_instrument import _effects
 from taskpilot_instrument._assignment import Assigned, assign, design_of
-from taskpilot_instrument._experiment_report import Verdict
+from taskpilot_instrument._effects import Verdict
 from taskpilot_instrument._sequential import critical, p_value
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.semconv import COST_PARTIAL, Outcome
 from taskpilot_instrument.sinks import _trials
+from taskpilot_instrument.sinks._trials import BLOCKS, Trial
 from taskpilot_instrument.testing import Captured, capture
 
 NAME = "planner-prompt"
@@ -114,6 +116,27 @@ def test_fifty_looks_at_equal_rates_seldom_find_a_difference(rate: float, per_lo
 def test_fifty_looks_at_equal_costs_seldom_find_a_difference(spread: float) -> None:
     """So they do with costs and latencies, of which few are very large."""
     assert alarms(lambda random, size: random.lognormal(0, spread, size), 0.0, rates=False, per_look=40) <= 0.05
+
+
+def test_a_small_variant_of_costly_runs_is_not_taken_for_a_cheap_one() -> None:
+    """Where one run in ten has the variant, and few runs in a thousand cost the most, it is still seldom found cheaper.
+
+    It may have met none of the dearest runs yet, and so know neither its mean nor how much its runs vary.
+    """
+    generator, wrong = np.random.default_rng(7), 0
+    for _ in range(200):
+        trial = Trial(design_of(NAME, BOTH, [9, 1]))
+        alarm = False
+        for _ in range(10):
+            for variant, arm in trial.arms.items():
+                runs = 900 if variant == "control" else 100
+                blocks, costs = generator.integers(BLOCKS, size=runs), generator.lognormal(0, 2, runs)
+                np.add.at(np.frombuffer(arm.cost.counts, np.int64), blocks, 1)
+                np.add.at(np.frombuffer(arm.cost.totals), blocks, costs)
+            found = _effects.effects(trial, list(trial.arms.values()), 1, 5)
+            alarm |= any(each.verdict in {Verdict.BETTER, Verdict.WORSE} for each in found)
+        wrong += alarm
+    assert wrong <= 10
 
 
 def test_looking_often_with_a_planned_test_is_often_wrong() -> None:
@@ -468,7 +491,7 @@ Experiment planner-prompt, since its start: terse better
   terse     194  100.00 %        –       $0.1000  100 ms  100 ms
 Assignment: 206 : 194 units, as designed (p = 0.55).
 Against control:
-  terse: success rate  +100.00 points  +97.33 points … +100.00 points         better  99.9 % sure
+  terse: success rate  +100.00 points  +97.31 points … +100.00 points         better  99.9 % sure
   terse: correctness                –                               –   keep running            –
   terse: cost per run        +$0.0000             +$0.0000 … +$0.0000  no difference  99.9 % sure
   terse: mean latency        +0.00 ms             +0.00 ms … +0.00 ms  no difference  99.9 % sure"""

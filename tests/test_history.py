@@ -47,3 +47,39 @@ def test_violations_are_those_of_the_metrics(policy: Any, violations: int) -> No
         assert violations == captured.metrics.get_counter("policy.violations.total")
     told = sum(rollup.figures.get("violations", 0) for rollup in ledger.rollups(0, 1e12))
     assert violations == told
+
+
+@tp.observed_agent(name="Guarded")
+def guarded(text: str) -> str:
+    """Answer."""
+    return text
+
+
+def test_checks_blocks_and_policies_are_kept() -> None:
+    """Runs that were checked, blocks of guardrails, and violations by policy are in the figures of their workflow."""
+    ledger = open_ledger("memory")
+    rules: dict[str, Any] = {
+        "policies": [tp.Policy(flags, name="a|b", tools=["create_task"])],
+        "guardrails": [tp.Guardrail("no-secrets", check_input=lambda text: "secret" not in text)],
+    }
+    with capture(ledger=ledger, **rules):
+        with tp.workflow("w"):
+            create_task("x")
+        with pytest.raises(tp.GuardrailBlockedError), tp.workflow("w"):
+            guarded("a secret")
+    (found,) = [rollup.figures for rollup in ledger.rollups(0, 1e12) if rollup.key == "workflow=w"]
+    names = ("runs", "checked", "violations", "policy:a%7Cb", "guardrail_blocks", "outcome:blocked")
+    assert (2, 2, 1, 1, 1, 1) == tuple(found[name] for name in names)
+
+
+def test_what_is_too_much_counts_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of keys, runs count under one key and calls under another: their outcomes never mix."""
+    monkeypatch.setattr("taskpilot_instrument._history._MOST_KEYS", 3)
+    ledger = open_ledger("memory")
+    with capture(ledger=ledger) as captured:
+        for number in range(6):
+            with tp.workflow(f"w{number}"):
+                pass
+        captured.handle.parts.history.flush()
+    found = {rollup.key: rollup.figures["runs"] for rollup in ledger.rollups(0, 1e12)}
+    assert {"workflow=w0": 1, "workflow=w1": 1, "workflow=w2": 1, "workflow=other": 3} == found

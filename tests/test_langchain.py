@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypedDict
 
 import openai
 import pytest
-from frameworks import MODEL, assert_spent, calls, need, outcomes, says, until
+from frameworks import MODEL, assert_cancelled, assert_refused, assert_spent, calls, need, outcomes, says, until
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import _guard
@@ -339,15 +339,7 @@ async def test_a_node_that_is_tried_again(captured: Captured, server: EmbeddedSe
 @pytest.mark.parametrize("run", [run_ainvoke, run_astream])
 async def test_a_cancelled_run(captured: Captured, server: EmbeddedServer, model: Any, run: Callable[..., Any]) -> None:
     """A cancelled task ends its run as cancelled."""
-    server.script(Reply("late", delay=5.0))
-    task: asyncio.Task[Any] = asyncio.create_task(run(agent_of(model)))
-    await until(lambda: bool(server.requests))
-
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert {"workflow.run": "cancelled", "PlannerAgent.execute": "cancelled"} == outcomes(captured)
+    await assert_cancelled(captured, server, run(agent_of(model)))
 
 
 @pytest.mark.parametrize("leave", ["close", "forget"])
@@ -448,13 +440,7 @@ async def test_a_hand_over_to_the_graph_around(captured: Captured, server: Embed
 
 async def test_a_refused_call_is_blocked(server: EmbeddedServer, model: Any) -> None:
     """A budget that refuses the call ends the run as blocked, and the caller gets the refusal."""
-    budget = tp.Budget("all", limit_usd="0.00001", on_exceed="block")
-    with capture(frameworks=["langchain"], budgets=[budget], ledger="memory") as captured:
-        with pytest.raises(tp.BudgetExceededError):
-            await run_invoke(agent_of(model))
-
-        assert {"workflow.run": "blocked", "PlannerAgent.execute": "blocked"} == outcomes(captured)
-        assert [] == server.requests
+    await assert_refused(server, ["langchain"], lambda: run_invoke(agent_of(model)))
 
 
 # --- decorated tools, policies --------------------------------------------------------------------

@@ -11,6 +11,7 @@ from backends import RedisServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.sinks.ledger import (
     Claim,
@@ -89,6 +90,21 @@ def test_periods_are_apart(ledger: Ledger) -> None:
     assert () == ledger.accounts(account, "2026-02")
 
 
+def test_text_that_no_file_can_hold(ledger: Ledger) -> None:
+    """Half a surrogate pair, which JSON from outside can bring, costs nobody their money or their history."""
+    bad, good = Names.new("bad\ud800"), Names.new("good")
+    claims = [Claim(account, "p", 10, 15) for account in (bad, good)]
+    reservation = Names.new("r")
+    assert ledger.reserve(reservation, claims, 60.0, NOW) is None
+    assert ledger.reserve(Names.new("r"), claims, 60.0, NOW) == Standing(bad, "p", 0, 10)
+    ledger.settle(reservation, [claim._replace(amount=7) for claim in claims], NOW)
+    assert [7, 7] == [each.spent for each in ledger.standings([(bad, "p"), (good, "p")], NOW)]
+    runs = [RunLink(name, None, None, "w", "a", "m", (), NOW) for name in (bad, good)]
+    ledger.put_runs(runs)
+    ledger.put_vote(Vote(bad, bad, None, True, "u\udfff", "c\ud800", None, NOW))
+    assert [True, True] == [ledger.find_run(request_id=name) is not None for name in (bad, good)]
+
+
 def test_a_late_settlement_counts(ledger: Ledger) -> None:
     """A call that outlived its lease is charged all the same, once."""
     account, name = Names.new("a"), Names.new("r")
@@ -153,6 +169,21 @@ def test_rollups_add_up(ledger: Ledger) -> None:
 
 
 # --- where it is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a|b=c", "%7C", "\x1f", "x:y", "new\nline", "é", "\ud800", ""])
+def test_rollups_keep_every_name(ledger: Ledger, name: str) -> None:
+    """Agents, models and errors may be named as they like: what was put under a name is found under it alone."""
+    hour = 3600 * (time.time_ns() % 10**9)
+    keys = sorted([hourly.of_run(name), hourly.of_call(name, name), hourly.of_call(f"x{name}", name)])
+    figure = f"{hourly.ERROR}{hourly.plain(name)}"
+    for _ in range(2):
+        ledger.add_rollups([Rollup(hour, key, {figure: 2**40, hourly.CALLS: 1}) for key in keys])
+    found = {rollup.key: dict(rollup.figures) for rollup in ledger.rollups(hour, hour + 1)}
+    assert {key: {figure: 2**41, hourly.CALLS: 2} for key in keys} == found
+    shown = name.encode("utf-8", "backslashreplace").decode() or "none"
+    assert {"agent": shown, "model": shown} == hourly.dimensions(hourly.of_call(name, name))
+    assert shown == hourly.named(figure.removeprefix(hourly.ERROR))
 
 
 def test_the_file_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,15 +110,6 @@ def test_the_ledger_comes_back_with_the_file(path: Path) -> None:
     ledger.close()
 
 
-def test_what_cannot_be_written_does_not_open_the_circuit(path: Path) -> None:
-    """A name that is no text is the caller's error, not the file's: the next caller is served."""
-    ledger = open_ledger(path)
-    with pytest.raises(UnicodeEncodeError):
-        ledger.settle("r", [Claim("\ud800", "p", 1)], NOW)
-    assert [1] == [each.spent for each in ledger.settle("r", [Claim("a", "p", 1)], NOW)]
-    ledger.close()
-
-
 # --- what is taken away ---------------------------------------------------------------------------
 
 

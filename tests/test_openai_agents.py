@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from frameworks import MODEL, assert_spent, calls, names, need, outcomes, says, until
+from frameworks import MODEL, assert_cancelled, assert_refused, assert_spent, calls, names, need, outcomes, says, until
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import _guard
@@ -403,15 +403,7 @@ async def test_too_many_turns(captured: Captured, server: EmbeddedServer, chat_m
 
 async def test_a_cancelled_run(captured: Captured, server: EmbeddedServer, chat_model: Any) -> None:
     """A cancelled task ends its run as cancelled."""
-    server.script(Reply("late", delay=5.0))
-    task: asyncio.Task[Any] = asyncio.create_task(run_plain(agent_of(chat_model)))
-    await until(lambda: bool(server.requests))
-
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert {"workflow.run": "cancelled", "PlannerAgent.execute": "cancelled"} == outcomes(captured)
+    await assert_cancelled(captured, server, run_plain(agent_of(chat_model)))
 
 
 async def test_a_consumer_that_leaves_early(captured: Captured, server: EmbeddedServer, chat_model: Any) -> None:
@@ -432,12 +424,7 @@ async def test_a_consumer_that_leaves_early(captured: Captured, server: Embedded
 
 async def test_a_refused_call_is_blocked(server: EmbeddedServer, chat_model: Any, frameworks: tuple[str, ...]) -> None:
     """A budget that refuses the call ends the run as blocked, and the caller gets the refusal."""
-    budget = tp.Budget("all", limit_usd="0.00001", on_exceed="block")
-    with capture(frameworks=frameworks, budgets=[budget], ledger="memory") as captured:
-        with pytest.raises(tp.BudgetExceededError):
-            await agents.Runner.run(agent_of(chat_model), "Go")
-
-        assert {"workflow.run": "blocked", "PlannerAgent.execute": "blocked"} == outcomes(captured)
+    await assert_refused(server, frameworks, lambda: agents.Runner.run(agent_of(chat_model), "Go"))
 
 
 # --- decorated tools, policies --------------------------------------------------------------------

@@ -96,6 +96,45 @@ AUDIO: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("cached", "expected"),
+    [
+        ({}, None),
+        ({"cached_text_tokens": 64}, "68*4 + 64*.4 + 20*32 + 10*5"),
+        ({"cached_text_tokens": 44, "cached_audio_tokens": 20}, "88*4 + 44*.4 + 20*.4 + 10*5"),
+        ({"cached_text_tokens": 54, "cached_image_tokens": 10}, "78*4 + 54*.4 + 20*32 + 10*.5"),
+        (
+            {"cached_text_tokens": 34, "cached_audio_tokens": 20, "cached_image_tokens": 10},
+            "98*4 + 34*.4 + 20*.4 + 10*.5",
+        ),
+        ({"cached_text_tokens": 60, "cached_audio_tokens": 20}, None),
+        ({"cached_image_tokens": 11}, None),
+    ],
+)
+def test_cached_sound_and_pictures_have_rates_of_their_own(cached: dict[str, int], expected: str | None) -> None:
+    """What is cached of a realtime session is priced by kind where the provider tells the kind, and else unknown."""
+    usage = TokenUsage(162, 0, 64, input_audio_tokens=20, input_image_tokens=10, **cached)
+    terms = [each.split("*") for each in (expected or "0*0").split(" + ")]
+    cost = sum(Decimal(count) * Decimal(rate) for count, rate in terms) / 1_000_000
+    assert (None if expected is None else cost) == usd(usage, "gpt-realtime")
+
+
+@pytest.mark.openai
+def test_a_moderation_is_free(caplog: pytest.LogCaptureFixture) -> None:
+    """OpenAI takes nothing for it: it has a price, which is nothing, and a call is not counted as one without."""
+    assert {0} == {usd(TokenUsage(1_000, 0), f"{kind}-moderation-latest") for kind in ("omni", "text")}
+    elsewhere = book().price(TokenUsage(1_000, 0), "omni-moderation-latest", base_url="https://api.mistral.ai/v1")
+    assert elsewhere is None
+    caplog.clear()
+    answer = b'{"id": "modr-1", "model": "omni-moderation-latest", "results": []}'
+    with capture() as captured, caplog.at_level(logging.WARNING, "taskpilot_instrument"):
+        sync_client(lambda _: json_response(answer)).moderations.create(input="hello")
+        tags = captured.tags("moderation")
+        assert 0 == captured.golden_signals().sample.unpriced
+    assert (None, None) == (tags.get("cost_source"), tags.get("cost_usd"))
+    assert [] == caplog.records
+
+
 @pytest.mark.openai
 def test_what_has_no_rate_is_unknown_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Audio tokens of a model whose price lists none: no cost, the tag that says so, a counter, and one warning."""

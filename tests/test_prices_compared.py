@@ -146,10 +146,6 @@ UNKNOWN: Final[dict[str, dict[str, str]]] = {
         "gpt-6-astra": ", ".join(f"ultrafast {size}{kind}" for size in ("", "long ") for kind in _TEXT),
         "gpt-6.1-sol": ", ".join(f"ultrafast {size}{kind}" for size in ("", "long ") for kind in _TEXT),
     },
-    "it is free, and its responses tell no usage that there would be a cost of": {
-        "omni-moderation-2024-09-26": "*",
-        "omni-moderation-latest": "*",
-    },
 }
 
 

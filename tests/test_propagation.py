@@ -154,6 +154,15 @@ def test_threads_outside_of_a_run_are_not_touched() -> None:
             pool.submit()  # type: ignore[call-arg]
 
 
+def test_a_pools_thread_is_of_no_run() -> None:
+    """What is given to a pool outside of a run is outside, though its thread was started by what was given inside."""
+    with capture(propagate_threads=True) as captured, ThreadPoolExecutor(1) as pool:
+        with tp.workflow("triage"):
+            pool.submit(create_task, "inside").result()
+        pool.submit(create_task, "outside").result()
+    assert ["workflow.run", "  create_task", "create_task"] == captured.tree()
+
+
 def test_uninstrument_gives_the_standard_library_back() -> None:
     """The patches on threads and pools go with the instrumentation."""
     before = [vars(threading.Thread)["start"], vars(ThreadPoolExecutor)["submit"]]
@@ -227,20 +236,22 @@ def test_a_request_id_alone_is_taken_over(captured: Captured, service: str) -> N
 
 
 async def test_headers_that_are_not_trusted_are_not_read(captured: Captured) -> None:
-    """``trust`` decides from the scope whether the headers count."""
+    """``trust`` decides from the scope whether the headers count; without them a request has an id of its own."""
     seen: list[bool] = []
+    said: list[str] = []
 
-    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
         seen.append(trace.get_current_span().get_span_context().is_valid)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def receive() -> MutableMapping[str, Any]:
         return {}
 
-    async def send(_message: MutableMapping[str, Any]) -> None:
-        return None
+    async def send(message: MutableMapping[str, Any]) -> None:
+        said.append(dict(message["headers"])[b"x-request-id"].decode())
 
     headers: dict[str, str] = {}
-    with tp.workflow("w"):
+    with tp.workflow("w", request_id="req-9"):
         inject_headers(headers)
     scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
     token = attach(Context())
@@ -250,6 +261,8 @@ async def test_headers_that_are_not_trusted_are_not_read(captured: Captured) -> 
     finally:
         detach(token)
     assert seen == [False, True]
+    assert "req-9" != said[0]
+    assert "req-9" == said[1]
 
 
 def test_only_listed_baggage_travels(captured: Captured) -> None:

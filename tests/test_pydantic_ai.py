@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from frameworks import MODEL, assert_spent, calls, need, outcomes, says, until
+from frameworks import MODEL, assert_cancelled, assert_refused, assert_spent, calls, need, outcomes, says
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import _guard
@@ -250,15 +250,7 @@ async def test_a_cancelled_run(
     captured: Captured, server: EmbeddedServer, chat_model: Any, way: str, run: Callable[[Any], Any]
 ) -> None:
     """A cancelled task ends its run as cancelled."""
-    server.script(Reply("late", delay=5.0))
-    task: asyncio.Task[None] = asyncio.create_task(run(agent_of(chat_model, way)))
-    await until(lambda: bool(server.requests))
-
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert {"workflow.run": "cancelled", "PlannerAgent.execute": "cancelled"} == outcomes(captured)
+    await assert_cancelled(captured, server, run(agent_of(chat_model, way)))
 
 
 async def test_a_consumer_that_leaves_the_steps(
@@ -292,13 +284,7 @@ async def test_a_refused_call_is_blocked(
     server: EmbeddedServer, chat_model: Any, way: str, frameworks: tuple[str, ...]
 ) -> None:
     """A budget that refuses the call ends the run as blocked, and the caller gets the refusal."""
-    budget = tp.Budget("all", limit_usd="0.00001", on_exceed="block")
-    with capture(frameworks=frameworks, budgets=[budget], ledger="memory") as captured:
-        with pytest.raises(tp.BudgetExceededError):
-            await agent_of(chat_model, way).run("Go")
-
-        assert {"workflow.run": "blocked", "PlannerAgent.execute": "blocked"} == outcomes(captured)
-        assert [] == server.requests
+    await assert_refused(server, frameworks, lambda: agent_of(chat_model, way).run("Go"))
 
 
 # --- decorated tools, policies --------------------------------------------------------------------

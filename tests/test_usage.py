@@ -56,6 +56,32 @@ SHAPES = [
     ),
     pytest.param(
         {
+            "input_tokens": 132,
+            "input_token_details": {
+                "text_tokens": 99,
+                "audio_tokens": 23,
+                "image_tokens": 10,
+                "cached_tokens": 64,
+                "cached_tokens_details": {"text_tokens": 50, "audio_tokens": 9, "image_tokens": 5},
+            },
+            "output_tokens": 121,
+            "output_token_details": {"text_tokens": 30, "audio_tokens": 91},
+        },
+        TokenUsage(
+            132,
+            121,
+            64,
+            input_audio_tokens=23,
+            output_audio_tokens=91,
+            cached_audio_tokens=9,
+            input_image_tokens=10,
+            cached_image_tokens=5,
+            cached_text_tokens=50,
+        ),
+        id="realtime",
+    ),
+    pytest.param(
+        {
             "input_tokens": 90,
             "output_tokens": 2,
             "input_token_details": {

@@ -131,7 +131,7 @@ class _Begun:
         return self._steps
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _followed(base: Any) -> Any:
     """Return the subclass of a stream class whose instances end their run; it answers to the names of the original."""
     body = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}

@@ -14,14 +14,22 @@ LLM calls are seen by the provider's own client, and tokens are taken from the f
 none was. While a run of ours goes on, the framework's own spans and metrics, which would tell the same again, are off.
 """
 
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from taskpilot_instrument._callables import deliver, note_result
-from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool, checked, drive, judged
+from taskpilot_instrument._framework_runs import FrameworkRun, checked, drive, judged
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import active, current
+from taskpilot_instrument.integrations._agent_framework_runs import (
+    agent_run,
+    as_response,
+    as_stream,
+    by_name,
+    is_stream,
+    said,
+    tool_call,
+    workflow_run,
+)
 from taskpilot_instrument.integrations._agent_framework_streams import begin_chat, follow_stream, tell_usage
 from taskpilot_instrument.integrations._agent_framework_telemetry import quiet
 from taskpilot_instrument.integrations._patches import Switch
@@ -32,10 +40,6 @@ if TYPE_CHECKING:
     from agent_framework import AgentContext, ChatContext, FunctionInvocationContext
 
 _Next = Callable[[], Awaitable[None]]
-
-#: The name that a workflow gets which was given none; an id is no label.
-_MADE_UP: Final = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-
 
 # --- one line -------------------------------------------------------------------------------------
 
@@ -68,7 +72,7 @@ def patches() -> list[Switch]:
 
 def _run_agent(wrapped: Callable[..., Any], agent: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     messages = args[0] if args else kwargs.get("messages")
-    run = _begin_agent(agent, messages)
+    run = agent_run(agent, messages)
     if run is None:
         return wrapped(*args, **kwargs)
     if run.recorder.controls is not None:
@@ -85,8 +89,8 @@ def _judging(run: FrameworkRun, wrapped: Callable[..., Any], messages: Any) -> C
             return await wrapped(*args, **kwargs)
 
         streamed = bool(kwargs.get("stream"))
-        rebuild = _as_stream if streamed else _as_response
-        asked = judged(run, start, lambda: {"messages": _said(messages)}, _said, rebuild)
+        rebuild = as_stream if streamed else as_response
+        asked = judged(run, start, lambda: {"messages": said(messages)}, said, rebuild)
         if asked is start:
             return wrapped(*args, **kwargs)
         if not streamed:
@@ -100,7 +104,7 @@ def _judging(run: FrameworkRun, wrapped: Callable[..., Any], messages: Any) -> C
 
 def _hand_over(run: FrameworkRun, result: Any, agent: Any) -> Any:
     """Give back what the framework returned, and let the run end with it."""
-    if _is_stream(result):
+    if is_stream(result):
         follow_stream(result, run, (lambda response: _tell(run, agent, response)) if run.kind is Kind.AGENT else None)
         return result
     if run.kind is Kind.AGENT:
@@ -130,10 +134,10 @@ def _invoke_tool(wrapped: Callable[..., Any], tool: Any, args: tuple[Any, ...], 
     if given is None:
         plain = {name: value for name, value in kwargs.items() if name not in _OF_THE_CALL}
         given = plain or getattr(context, "arguments", None)
-    run = _begin_tool(tool, given, call_id)
+    run = tool_call(tool, given, call_id)
     if run is None:
         return wrapped(*args, **kwargs)
-    return drive(run, checked(run, wrapped, lambda: _by_name(given)), *args, **kwargs)
+    return drive(run, checked(run, wrapped, lambda: by_name(given)), *args, **kwargs)
 
 
 _OF_THE_CALL: Final = frozenset({"arguments", "context", "tool_call_id", "skip_parsing"})
@@ -145,7 +149,7 @@ def _get_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...
         return wrapped(*args, **kwargs)
     with call:
         result = wrapped(*args, **kwargs)
-        if _is_stream(result):
+        if is_stream(result):
             follow_stream(result, call, call.keep)
             return result
 
@@ -158,7 +162,7 @@ def _get_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...
 
 
 def _run_workflow(wrapped: Callable[..., Any], workflow: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    run = _begin_workflow(workflow, args[0] if args else kwargs.get("message"))
+    run = workflow_run(workflow, args[0] if args else kwargs.get("message"))
     if run is None:
         return wrapped(*args, **kwargs)
     with run:
@@ -182,7 +186,7 @@ def middleware() -> list[Any]:
 
 async def agent_middleware(context: "AgentContext", call_next: _Next) -> None:
     """Make one run of an agent an operation."""
-    run = _begin_agent(context.agent, context.messages)
+    run = agent_run(context.agent, context.messages)
     if run is None:
         await call_next()
         return
@@ -192,10 +196,10 @@ async def agent_middleware(context: "AgentContext", call_next: _Next) -> None:
             await call_next()
             return context.result
 
-        rebuild = _as_stream if context.stream else _as_response
-        context.result = await judged(run, answer, lambda: {"messages": _said(context.messages)}, _said, rebuild)()
+        rebuild = as_stream if context.stream else as_response
+        context.result = await judged(run, answer, lambda: {"messages": said(context.messages)}, said, rebuild)()
         result: Any = context.result
-        if _is_stream(result):
+        if is_stream(result):
             follow_stream(result, run, lambda response: _tell(run, context.agent, response))
         else:
             _tell(run, context.agent, result)
@@ -204,7 +208,7 @@ async def agent_middleware(context: "AgentContext", call_next: _Next) -> None:
 
 async def function_middleware(context: "FunctionInvocationContext", call_next: _Next) -> None:
     """Make one call of a tool an operation."""
-    run = _begin_tool(context.function, context.arguments, context.metadata.get("call_id"))
+    run = tool_call(context.function, context.arguments, context.metadata.get("call_id"))
     if run is None:
         await call_next()
         return
@@ -214,7 +218,7 @@ async def function_middleware(context: "FunctionInvocationContext", call_next: _
         return context.result
 
     with run:
-        context.result = await checked(run, answer, lambda: _by_name(context.arguments))()
+        context.result = await checked(run, answer, lambda: by_name(context.arguments))()
         note_result(run, context.result)
 
 
@@ -227,7 +231,7 @@ async def chat_middleware(context: "ChatContext", call_next: _Next) -> None:
     with call:
         await call_next()
         result: Any = context.result
-        if _is_stream(result):
+        if is_stream(result):
             follow_stream(result, call, call.keep)
         else:
             call.keep(result)
@@ -236,96 +240,3 @@ async def chat_middleware(context: "ChatContext", call_next: _Next) -> None:
 # By these the framework tells its three sorts of middleware apart.
 for _each, _sort in ((agent_middleware, "agent"), (function_middleware, "function"), (chat_middleware, "chat")):
     setattr(_each, "_middleware_type", _sort)  # noqa: B010 - a function has no such attribute of its own
-
-
-# --- beginning ------------------------------------------------------------------------------------
-
-
-def _begin_agent(agent: Any, messages: Any) -> FrameworkRun | None:
-    if active() is None:
-        return None
-    try:
-        name = getattr(agent, "name", None) or type(agent).__name__
-        return begin(
-            Kind.AGENT, str(name), subject=agent, given=lambda: _said(messages), said=_said, signals=_signals()
-        )
-    except Exception as error:
-        swallow("start", error)
-        return None
-
-
-def _begin_tool(tool: Any, given: Any, call_id: Any) -> FrameworkRun | None:
-    if active() is None:
-        return None
-    try:
-        around = current()
-        if around is not None and around.kind is Kind.TOOL and around.subject is tool:
-            return None
-        return begin_tool(
-            str(tool.name), _by_name(given), subject=tool, fn=getattr(tool, "func", None),
-            description=getattr(tool, "description", None), call_id=call_id, said=_said, signals=_signals(),
-        )  # fmt: skip
-    except Exception as error:
-        swallow("start", error)
-        return None
-
-
-def _begin_workflow(workflow: Any, message: Any) -> FrameworkRun | None:
-    if active() is None:
-        return None
-    try:
-        return begin(
-            Kind.WORKFLOW, _workflow_name(workflow), subject=workflow, given=lambda: _said(message), signals=_signals()
-        )
-    except Exception as error:
-        swallow("start", error)
-        return None
-
-
-def _signals() -> tuple[type[BaseException], ...]:
-    from agent_framework import MiddlewareTermination
-
-    return (MiddlewareTermination,)
-
-
-def _workflow_name(workflow: Any) -> str:
-    name = str(getattr(workflow, "name", None) or type(workflow).__name__)
-    return type(workflow).__name__ if _MADE_UP.search(name) else name
-
-
-def _is_stream(result: Any) -> bool:
-    return hasattr(type(result), "__anext__") and hasattr(result, "with_result_hook")
-
-
-def _by_name(given: Any) -> dict[str, Any]:
-    """Return a tool's arguments by name; the framework has them as a mapping or as a model."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    return {} if given is None else dict(given.model_dump())
-
-
-def _said(messages: Any) -> Any:
-    """Return the text of a message, of a response or of a list of them."""
-    if messages is None or isinstance(messages, str) or _is_stream(messages):
-        return messages
-    if isinstance(messages, list | tuple):
-        return "\n".join(str(_said(each)) for each in messages)
-    text = getattr(messages, "text", None)
-    return text if isinstance(text, str) else str(messages)
-
-
-def _as_response(answer: Any, _result: Any) -> Any:
-    """Make an agent's response of what a policy or guardrail wants to be said."""
-    from agent_framework import AgentResponse, Message
-
-    return AgentResponse(messages=[Message("assistant", [str(answer)])])
-
-
-def _as_stream(answer: Any, _result: Any) -> Any:
-    """Make a stream of one update of it."""
-    from agent_framework import AgentResponse, AgentResponseUpdate, Content, ResponseStream
-
-    async def updates() -> AsyncIterator[Any]:
-        yield AgentResponseUpdate(contents=[Content.from_text(str(answer))], role="assistant")
-
-    return ResponseStream(updates(), finalizer=AgentResponse.from_updates)

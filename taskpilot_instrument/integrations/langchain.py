@@ -16,9 +16,8 @@ over.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from taskpilot_instrument._framework_runs import FrameworkRun, Signals, begin, begin_tool, checked, drive
-from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import active, current
+from taskpilot_instrument._framework_runs import FrameworkRun, Signals, begin, begin_tool, checked, drive, guarded
+from taskpilot_instrument._operation import current
 from taskpilot_instrument.integrations._patches import ModulePatch, Switch
 from taskpilot_instrument.patches._patching import Patch
 from taskpilot_instrument.semconv import Kind
@@ -63,21 +62,13 @@ def _run_tool(wrapped: Callable[..., Any], tool: Any, args: tuple[Any, ...], kwa
     return drive(run, checked(run, wrapped, lambda: _by_name(tool, given)), *args, **kwargs)
 
 
+@guarded
 def _begin_tool(tool: Any, given: Any, call_id: Any) -> FrameworkRun | None:
-    if active() is None:
-        return None
-    try:
-        around = current()
-        if around is not None and around.kind is Kind.TOOL and around.subject is tool:
-            return None
-        return begin_tool(
-            str(tool.name), _by_name(tool, given), subject=tool,
-            fn=getattr(tool, "coroutine", None) or getattr(tool, "func", None),
-            description=getattr(tool, "description", None), call_id=call_id, said=_said, signals=_signals(),
-        )  # fmt: skip
-    except Exception as error:
-        swallow("start", error)
-        return None
+    return begin_tool(
+        str(tool.name), _by_name(tool, given), subject=tool,
+        fn=getattr(tool, "coroutine", None) or getattr(tool, "func", None),
+        description=getattr(tool, "description", None), call_id=call_id, said=_said, signals=_signals(),
+    )  # fmt: skip
 
 
 def _by_name(tool: Any, given: Any) -> dict[str, Any]:
@@ -105,15 +96,10 @@ def _run_graph(wrapped: Callable[..., Any], graph: Any, args: tuple[Any, ...], k
     return drive(run, call, *args, **kwargs)
 
 
+@guarded
 def _begin_graph(graph: Any, given: Any, config: Any) -> FrameworkRun | None:
-    if active() is None:
-        return None
-    try:
-        kind = Kind.AGENT if _is_agent(graph) else Kind.WORKFLOW
-        return begin(kind, _name(graph, config), subject=graph, given=lambda: given, signals=_signals())
-    except Exception as error:
-        swallow("start", error)
-        return None
+    kind = Kind.AGENT if _is_agent(graph) else Kind.WORKFLOW
+    return begin(kind, _name(graph, config), subject=graph, given=lambda: given, signals=_signals())
 
 
 def _name(graph: Any, config: Any) -> str:
@@ -146,18 +132,13 @@ def _run_node(wrapped: Callable[..., Any], _none: Any, args: tuple[Any, ...], kw
     return drive(run, wrapped, *args, **kwargs)
 
 
+@guarded
 def _begin_node(task: Any) -> FrameworkRun | None:
-    if active() is None:
+    around = current()
+    within_agent = around is not None and around.kind is Kind.AGENT and hasattr(around.subject, "nodes")
+    if within_agent or task.name.startswith("__") or not _is_step(task.proc):
         return None
-    try:
-        around = current()
-        within_agent = around is not None and around.kind is Kind.AGENT and hasattr(around.subject, "nodes")
-        if within_agent or task.name.startswith("__") or not _is_step(task.proc):
-            return None
-        return begin(Kind.AGENT, str(task.name), subject=_NODE, given=lambda: task.input, signals=_signals())
-    except Exception as error:
-        swallow("start", error)
-        return None
+    return begin(Kind.AGENT, str(task.name), subject=_NODE, given=lambda: task.input, signals=_signals())
 
 
 def _is_step(proc: Any) -> bool:

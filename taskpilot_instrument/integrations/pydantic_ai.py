@@ -10,7 +10,8 @@ sees every agent, whenever it was made. Or name the capability where it is wante
 
     Agent("openai:gpt-4o-mini", name="PlannerAgent", capabilities=[capability()])
 
-LLM calls are seen by the provider's own client.
+LLM calls are seen by the provider's own client. The framework's ``Instrumentation``, where you have added it, makes
+spans of its own beside these; figures and signals count each call once all the same.
 """
 
 import functools
@@ -19,7 +20,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from taskpilot_instrument._callables import note_result
-from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool, checked, judged
+from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool, checked, guarded, judged
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import active
 from taskpilot_instrument.integrations._patches import Switch
@@ -106,29 +107,21 @@ def _capability_class() -> Any:
     return TaskpilotCapability
 
 
+@guarded
 def _begin_agent(ctx: Any) -> FrameworkRun | None:
-    if active() is None or getattr(ctx, "realtime", False):
+    if getattr(ctx, "realtime", False):
         return None
-    try:
-        agent = ctx.agent
-        name = getattr(agent, "name", None) or _NAMELESS
-        return begin(Kind.AGENT, str(name), subject=agent, given=lambda: ctx.prompt, said=_output)
-    except Exception as error:
-        swallow("start", error)
-        return None
+    agent = ctx.agent
+    name = getattr(agent, "name", None) or _NAMELESS
+    return begin(Kind.AGENT, str(name), subject=agent, given=lambda: ctx.prompt, said=_output)
 
 
+@guarded
 def _begin_tool(call: Any, tool_def: Any, args: Any) -> FrameworkRun | None:
-    if active() is None:
-        return None
-    try:
-        return begin_tool(
-            str(call.tool_name), args, subject=call, description=getattr(tool_def, "description", None),
-            call_id=getattr(call, "tool_call_id", None), signals=_signals(),
-        )  # fmt: skip
-    except Exception as error:
-        swallow("start", error)
-        return None
+    return begin_tool(
+        str(call.tool_name), args, subject=call, description=getattr(tool_def, "description", None),
+        call_id=getattr(call, "tool_call_id", None), signals=_signals(),
+    )  # fmt: skip
 
 
 @functools.cache

@@ -86,9 +86,15 @@ def _item_message(item: Any) -> dict[str, Any]:
     if kind == "function_call":
         return {"role": "assistant", "parts": [_call_part(item.call_id, item.name, item.arguments)]}
     content = getattr(item, "content", None)
-    texts = [part.text for part in content or () if isinstance(getattr(part, "text", None), str)]
+    texts = [text for part in content or () if isinstance(text := _said(part), str)]
     parts = [{"type": "text", "content": text} for text in texts] or [{"type": str(kind)}]
     return {"role": "assistant", "parts": parts}
+
+
+def _said(part: Any) -> Any:
+    """Return the text of a part, or that of its sound."""
+    text = getattr(part, "text", None)
+    return text if isinstance(text, str) else getattr(part, "transcript", None)
 
 
 class OutputText:

@@ -93,7 +93,12 @@ class Retrieval(Call):
         """Count a document where it is done, tells its usage, and was not counted before."""
         fields = fields_of(document)
         kind, name = fields.get("object"), fields.get("id")
-        if kind not in DONE or fields.get("status") not in DONE[kind] or not isinstance(name, str) or is_collecting():
+        if (
+            kind not in _SURFACES
+            or fields.get("status") not in DONE[kind]
+            or not isinstance(name, str)
+            or is_collecting()
+        ):
             return
         for part, model, usage in _usages(fields, given):
             if not (usage.input_tokens or usage.output_tokens):

@@ -42,7 +42,7 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
     if operation == semconv.OPERATION_MODERATION:
         return Most(0, 0)
     estimate = Estimate(body.get("model"), _SPECIAL, has_media=operation not in _TEXT_ONLY)
-    given, limit, answers, is_told, has_more = uploads * estimate.per_picture, 0, 1, True, False
+    given, limit, answers, is_told, has_more = uploads and uploads * estimate.per_picture, 0, 1, True, False
     for name, value in body.items():
         use = _MEMBERS.get(name)
         if use is None:
@@ -68,12 +68,8 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
     is_sound = estimate.has_media and "/audio/" in url
     if is_sound and uploads:
         is_told = False  # how long a recording is, only the provider finds out
-    most = Most(
-        given if is_told else None,
-        limit * answers or _unlimited(body, operation, answers, is_sound=is_sound),
-        answers,
-        has_media=estimate.has_media,
-    )
+    made = limit * answers or _unlimited(body, operation, answers, is_sound=is_sound)
+    most = Most(given if is_told else None, made, answers, None, estimate.has_media)
     return _with_more(most, body) if has_more else most
 
 
@@ -141,6 +137,8 @@ _CHARACTERS_PER_TOKEN_OF_FILE: Final = 4
 _REFERENCES: Final = frozenset({"file_id", "file_url"})
 _SPECIAL: Final = _PICTURES | _REFERENCES | {"file_data", "input_audio"}
 _DEEPEST: Final = 50
+_LISTS: Final = (list, tuple)
+_NUMBERS: Final = (int, float)
 
 
 class Estimate:
@@ -151,13 +149,18 @@ class Estimate:
     :param has_media: whether there is sound or a picture; becomes true where one is found.
     """
 
-    __slots__ = ("has_media", "per_picture", "special")
+    __slots__ = ("has_media", "model", "special")
 
     def __init__(self, model: object, special: frozenset[str], *, has_media: bool = False) -> None:
-        is_mini = isinstance(model, str) and _MINI in model
-        self.per_picture = _TOKENS_PER_PICTURE_OF_MINI if is_mini else _TOKENS_PER_PICTURE
+        self.model = model
         self.special = special
         self.has_media = has_media
+
+    @property
+    def per_picture(self) -> int:
+        """The tokens of the largest picture."""
+        is_mini = isinstance(self.model, str) and _MINI in self.model
+        return _TOKENS_PER_PICTURE_OF_MINI if is_mini else _TOKENS_PER_PICTURE
 
     def of(self, value: Any, depth: int = 0) -> int:
         """Return the tokens of a value.
@@ -168,13 +171,16 @@ class Estimate:
             return text_tokens(value)
         if depth > _DEEPEST:
             return text_tokens(repr(value))
-        if isinstance(value, list | tuple):
+        if isinstance(value, _LISTS):
             if value and type(value[0]) is int:
                 return len(value)  # tokens already
-            return sum([self.of(item, depth + 1) for item in value])
-        if value is None or isinstance(value, int | float):
+            count = 0
+            for item in value:
+                count += self.of(item, depth + 1)
+            return count
+        if value is None or isinstance(value, _NUMBERS):
             return len(str(value)) // 2 + 1
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict) and not isinstance(value, Mapping):  # to ask the second takes long
             raise TypeError(type(value))
         count, special = _TOKENS_PER_PART, self.special
         for key, item in value.items():

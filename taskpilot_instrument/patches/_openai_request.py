@@ -65,11 +65,20 @@ def _look_up_server(client: Any, url: Any) -> Server:
 
     host = str(url.host) or None
     port = url.port or {"https": 443, "http": 80}.get(url.scheme)
-    provider = "azure.ai.openai" if isinstance(client, AzureOpenAI | AsyncAzureOpenAI) else "openai"
+    is_azure = isinstance(client, AzureOpenAI | AsyncAzureOpenAI)
+    return Server(host, port, str(url), provider_at(host, is_azure=is_azure))
+
+
+def provider_at(host: str | None, *, is_azure: bool) -> str:
+    """Return the provider behind a host.
+
+    :param is_azure: what it is taken for where the host is not known.
+    """
+    provider = "azure.ai.openai" if is_azure else "openai"
     for suffix, name in _PROVIDERS:
         if host is not None and (host == suffix or host.endswith(f".{suffix}")):
             provider = name
-    return Server(host, port, str(url), provider)
+    return provider
 
 
 def llm_call(surface: Surface, body: dict[str, Any], server: Server, *, streamed: bool) -> LLMCall:

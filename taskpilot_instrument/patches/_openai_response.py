@@ -4,6 +4,7 @@ Works on the client's parsed objects and on parsed JSON alike: both have attribu
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Final
 
 from taskpilot_instrument._bills import Bills
@@ -11,6 +12,7 @@ from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.patches._openai_content import OutputText, output_messages
 from taskpilot_instrument.patches._openai_tools import as_image, assistant_tools_of, drawings_of, tools_of
 from taskpilot_instrument.semconv import (
+    GEN_AI_CONVERSATION_ID,
     OPERATION_CHAT,
     OPERATION_IMAGE,
     OPERATION_TRANSCRIPTION,
@@ -35,11 +37,14 @@ _REFUSAL: Final = "refusal"
 #: How what runs in the background ends, by ``object``.
 DONE: Final = {
     "response": frozenset({"completed", "incomplete", "failed", "cancelled"}),
+    "realtime.response": frozenset({"completed", "incomplete", "failed", "cancelled"}),
     "thread.run": frozenset({"completed", "incomplete", "failed", "cancelled", "expired"}),
     "agent.session.turn": frozenset({"completed", "failed", "cancelled"}),
     "batch": frozenset({"completed", "expired", "cancelled"}),
     "eval.run": frozenset({"completed", "failed", "canceled", "cancelled"}),
 }
+
+_STOPPED_BY_LEAVING: Final = frozenset({"response", "realtime.response"})
 
 
 def read_response(
@@ -76,8 +81,8 @@ def _settle(call: LLMCall, name: str, fields: Fields, bills: Bills) -> None:
             call.usage, call.beside, call.billable = None, None, False  # it was asked for while it ran
     elif fields.get("status") not in DONE[kind]:
         bills.open(call.base_url, name, call.model)
-        # A stream that was left stops the work, unless that goes on without it.
-        if not call.streamed or kind != "response" or fields.get("background"):
+        # A stream or socket that was left stops the work, unless that goes on without it.
+        if not call.streamed or kind not in _STOPPED_BY_LEAVING or fields.get("background"):
             call.billable = False
 
 
@@ -94,6 +99,17 @@ def _read_response(call: LLMCall, response: Any, fields: Fields) -> Failure | No
 def _read_run(call: LLMCall, run: Any, _fields: Fields) -> Failure | None:
     call.finish_reasons, failure = _status(run, ())
     call.beside = assistant_tools_of(run)
+    return failure
+
+
+def _read_realtime(call: LLMCall, response: Any, fields: Fields) -> Failure | None:
+    """Read a response of a realtime session, which tells the reason and the error of its status in one place."""
+    details = getattr(response, "status_details", None)
+    error = getattr(details, "error", None)
+    told = SimpleNamespace(status=fields.get("status"), incomplete_details=details, error=error)
+    call.finish_reasons, failure = _status(told, getattr(response, "output", None) or ())
+    if isinstance(conversation := fields.get("conversation_id"), str):
+        call.request = {**call.request, GEN_AI_CONVERSATION_ID: conversation}
     return failure
 
 
@@ -114,6 +130,7 @@ def _read_audio(call: LLMCall, _response: Any, fields: Fields) -> Failure | None
 
 _READERS: Final[dict[Any, Callable[[LLMCall, Any, Fields], Failure | None]]] = {
     "response": _read_response,
+    "realtime.response": _read_realtime,
     "thread.run": _read_run,
     "agent.session.turn": _read_run,
     OPERATION_IMAGE: _read_images,
@@ -151,7 +168,8 @@ def _status(response: Any, output: Any) -> tuple[tuple[str, ...], Failure | None
         return (_INCOMPLETE_REASONS.get(str(reason), str(reason or "incomplete")),), None
     if status in {"failed", "expired"}:
         error = getattr(response, "error", None) or getattr(response, "last_error", None)
-        return ("error",), (Outcome.ERROR, str(getattr(error, "code", None) or status))
+        code = getattr(error, "code", None) or getattr(error, "type", None)
+        return ("error",), (Outcome.ERROR, str(code or status))
     if status == "cancelled":
         return ("cancelled",), (Outcome.CANCELLED, None)
     return (), None
@@ -227,10 +245,10 @@ class EventReader:
 
     _WITH_RESPONSE: Final = frozenset({
         "response.created", "response.queued", "response.in_progress",
-        "response.completed", "response.failed", "response.incomplete",
+        "response.completed", "response.failed", "response.incomplete", "response.done",
     })  # fmt: skip
     _LAST: Final = frozenset({
-        "response.completed", "response.failed", "response.incomplete",
+        "response.completed", "response.failed", "response.incomplete", "response.done",
         "image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done",
     })  # fmt: skip
 
@@ -248,7 +266,9 @@ class EventReader:
         if kind in self._WITH_RESPONSE:
             self._keep(event.response)
         elif kind == "error":
-            self.failure = (Outcome.ERROR, str(getattr(event, "code", None) or "error"))
+            # On a socket it stands in an object of its own.
+            error = getattr(event, "error", None) or event
+            self.failure = (Outcome.ERROR, str(getattr(error, "code", None) or getattr(error, "type", None) or kind))
         elif kind is None and (run := run_in(event)) is not None:
             self._keep(run)
             self.complete = run.status in DONE["thread.run"]

@@ -40,13 +40,11 @@ def _run_once(thread: Thread, context: Context, run: Callable[[], None]) -> None
 def _submit(
     wrapped: Callable[..., Any], _pool: ThreadPoolExecutor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    try:
-        context = get_current()
-        if context and args and callable(args[0]):
-            args = (functools.partial(_run_in, context, args[0]), *args[1:])
-    except Exception as error:
-        swallow("thread", error)
-    return wrapped(*args, **kwargs)
+    context = get_current()
+    if not context or not args or not callable(args[0]):
+        return wrapped(*args, **kwargs)
+    # The thread that the pool may start for it outlives what runs here.
+    return _run_in(Context(), wrapped, functools.partial(_run_in, context, args[0]), *args[1:], **kwargs)
 
 
 def _run_in(context: Context, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,8 @@ from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, S
 
 _MOST: Final = 100_000
 _NEVER_S: Final = float("inf")
+#: A named tuple by its name takes twice as long to make.
+_new: Final = tuple.__new__
 K = TypeVar("K")
 V = TypeVar("V")
 _Key = tuple[str, str]
@@ -26,7 +28,9 @@ class MemoryLedger:
         #: What the reservations come to, and when the first of them runs out.
         self._reserved: dict[_Key, int] = {}
         self._expires_s = _NEVER_S
-        self._settled: OrderedDict[str, None] = OrderedDict()
+        #: Reservations that were settled: the latest, and those before them; when the first are many, the others go.
+        self._settled: set[str] = set()
+        self._settled_before: set[str] = set()
         self._votes: OrderedDict[str, Vote] = OrderedDict()
         self._runs: OrderedDict[str, RunLink] = OrderedDict()
         self._traces: OrderedDict[str, RunLink] = OrderedDict()
@@ -48,34 +52,59 @@ class MemoryLedger:
 
     def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
         """Hold all claims or none of them."""
+        until_s, reserved = now_s + lease_s, self._reserved
         with self._lock:
-            self._expire(now_s)
+            if now_s >= self._expires_s:
+                self._expire(now_s)
             for account, period, amount, limit in claims:
-                key = (account, period)
-                spent, held = self._spent.get(key, 0), self._reserved.get(key, 0)
-                if limit is not None and spent + held + amount > limit:
-                    return Standing(account, period, spent, held)
+                if limit is not None:
+                    key = (account, period)
+                    spent, held = self._spent.get(key, 0), reserved.get(key, 0)
+                    if spent + held + amount > limit:
+                        return Standing(account, period, spent, held)
             for account, period, amount, _ in claims:
-                self._reserved[account, period] = self._reserved.get((account, period), 0) + amount
-            self._held[reservation] = (now_s + lease_s, tuple(claims))
-            self._expires_s = min(self._expires_s, now_s + lease_s)
+                key = (account, period)
+                reserved[key] = reserved.get(key, 0) + amount
+            self._held[reservation] = (until_s, tuple(claims))
+            if until_s < self._expires_s:
+                self._expires_s = until_s
         return None
 
     def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
         """Free a reservation and add what was spent, once."""
+        spent, reserved = self._spent, self._reserved
         with self._lock:
-            self._free(reservation)
-            if reservation not in self._settled:
-                _keep(self._settled, reservation, None)
-                for charge in charges:
-                    key = (charge.account, charge.period)
-                    _keep(self._spent, key, self._spent.get(key, 0) + charge.amount)
-            return self._standings([(charge.account, charge.period) for charge in charges], now_s)
+            held = self._held.pop(reservation, None)
+            if held is not None:
+                self._give_back(held[1])
+            if now_s >= self._expires_s:
+                self._expire(now_s)
+            is_new = self._is_new(reservation)
+            standings = []
+            for account, period, amount, _ in charges:
+                key = (account, period)
+                if is_new:
+                    _keep(spent, key, spent.get(key, 0) + amount)
+                standings.append(_new(Standing, (account, period, spent.get(key, 0), reserved.get(key, 0))))
+        return tuple(standings)
+
+    def _is_new(self, reservation: str) -> bool:
+        """Remember a settlement; tell whether it is the first of its reservation. The caller holds the lock."""
+        latest = self._settled
+        if reservation in latest or reservation in self._settled_before:
+            return False
+        if len(latest) >= _MOST // 2:
+            self._settled_before, latest = latest, set()
+            self._settled = latest
+        latest.add(reservation)
+        return True
 
     def standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
         """Return how accounts stand."""
         with self._lock:
-            return self._standings(accounts, now_s)
+            if now_s >= self._expires_s:
+                self._expire(now_s)
+            return tuple([Standing(*key, self._spent.get(key, 0), self._reserved.get(key, 0)) for key in accounts])
 
     def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
         """Return the accounts with this prefix that were charged in a period."""
@@ -83,24 +112,22 @@ class MemoryLedger:
             found = [account for account, within in self._spent if within == period and account.startswith(prefix)]
         return tuple(sorted(found))
 
-    def _free(self, reservation: str) -> None:
-        _, claims = self._held.pop(reservation, (0.0, ()))
+    def _give_back(self, claims: tuple[Claim, ...]) -> None:
+        """Take off what was held; the caller holds the lock."""
+        reserved = self._reserved
         for account, period, amount, _ in claims:
-            left = self._reserved.pop((account, period), 0) - amount
+            key = (account, period)
+            left = reserved.get(key, 0) - amount
             if left:
-                self._reserved[account, period] = left
+                reserved[key] = left
+            else:
+                reserved.pop(key, None)
 
     def _expire(self, now_s: float) -> None:
-        """Free what has run out; looked for only once something has."""
-        if now_s < self._expires_s:
-            return
+        """Free what has run out; asked only once something has. The caller holds the lock."""
         for reservation in [name for name, (until, _) in self._held.items() if until <= now_s]:
-            self._free(reservation)
+            self._give_back(self._held.pop(reservation)[1])
         self._expires_s = min((until for until, _ in self._held.values()), default=_NEVER_S)
-
-    def _standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
-        self._expire(now_s)
-        return tuple([Standing(*key, self._spent.get(key, 0), self._reserved.get(key, 0)) for key in accounts])
 
     # --- feedback, runs, history ------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Context, Decimal
+from math import ceil
 from typing import Final, NamedTuple, Protocol
 
 PICO_PER_USD: Final = 10**12
@@ -11,6 +12,8 @@ MOST_PICO: Final = 2**63 - 1
 #: The one period that never ends.
 TOTAL: Final = "total"
 
+#: What becomes of characters that UTF-8 does not have: halves of surrogate pairs, which JSON can bring.
+UNENCODABLE: Final = "backslashreplace"
 _DAY_S: Final = 86_400
 #: How long things are kept after they were written. A settlement is remembered for as long as it might be repeated.
 KEEP_SETTLED_S: Final = _DAY_S // 4
@@ -146,12 +149,12 @@ class Ledger(Protocol):
 
 def to_pico(usd: Decimal) -> int:
     """Return USD in pico-dollars, rounded up: nothing spent is lost."""
-    return int(usd.scaleb(12, _EXACT).to_integral_value(ROUND_CEILING, _EXACT))
+    return ceil(_EXACT.scaleb(usd, 12))
 
 
 def to_usd(pico: int) -> Decimal:
     """Return pico-dollars in USD, exactly."""
-    return Decimal(pico).scaleb(-12, _EXACT)
+    return Decimal(pico).scaleb(-12, _EXACT) if pico else Decimal(0)  # which else would read 0E-12
 
 
 def vote_text(vote: Vote) -> str:

@@ -15,6 +15,7 @@ from taskpilot_instrument.sinks._ledger_records import (
     KEEP_S,
     KEEP_SETTLED_S,
     TOTAL,
+    UNENCODABLE,
     Claim,
     Rollup,
     RunLink,
@@ -60,6 +61,7 @@ class RedisLedger:
         try:
             self._first = redis.Redis.from_url(
                 url, socket_timeout=wait_s, socket_connect_timeout=wait_s, decode_responses=True, retry=None,
+                encoding_errors=UNENCODABLE,
                 protocol=2,  # needs no handshake, whose answer would have to be waited for too
                 max_connections=2 * _AT_ONCE,
             )  # fmt: skip

@@ -8,7 +8,7 @@ takes away up to two that are too old: the tables stay bounded without a clean-u
 # ruff: noqa: S608
 import sqlite3
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from taskpilot_instrument.sinks._ledger_records import (
@@ -97,7 +97,7 @@ def values(rows: int, columns: int, first: int = 1) -> str:
     )
 
 
-@cache
+@lru_cache(64)
 def reserving(claims: int) -> str:
     """Return the statement that holds so many claims where none of them passes its limit."""
     return (
@@ -107,7 +107,7 @@ def reserving(claims: int) -> str:
     )
 
 
-@cache
+@lru_cache(64)
 def settling(charges: int) -> str:
     """Return the statement that settles so many charges unless they are settled already; triggers do the rest."""
     return (

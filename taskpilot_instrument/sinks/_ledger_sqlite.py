@@ -9,12 +9,12 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.sinks import _ledger_sql as sql
 from taskpilot_instrument.sinks._ledger_gate import Gate, tell_of_forks
+from taskpilot_instrument.sinks._ledger_patience import Answer, execute, is_busy, patiently
 from taskpilot_instrument.sinks._ledger_records import (
     Claim,
     Rollup,
@@ -29,23 +29,11 @@ from taskpilot_instrument.sinks._ledger_records import (
 
 #: At the start many processes may want to make the file at once.
 _OPEN_S: Final = 5.0
-#: SQLite's own waiting sleeps ever longer, and so starves among many processes.
-_NAP_S: Final = 0.0002
-_FEWEST_NAPS: Final = 25
-#: However many others get their turn.
-_LONGEST_WAIT_S: Final = 1.0
 #: Rows of one statement: older releases of SQLite take 999 values.
 _MOST_ROWS: Final = 200
 _PAGE: Final = 1000
 #: Connections of a parent whose fork was not announced: SQLite forbids their use in the child, and even closing them.
 _ghosts: Final[list[sqlite3.Connection]] = []
-
-
-class _Answer(NamedTuple):
-    """What a statement gave: its rows, and how many it wrote."""
-
-    rows: list[tuple[Any, ...]]
-    wrote: int
 
 
 class SqliteLedger:
@@ -93,7 +81,7 @@ class SqliteLedger:
         try:
             self._make()
             connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
-            _patiently(connection, "PRAGMA journal_mode = WAL", (), wait_s)
+            patiently(connection, "PRAGMA journal_mode = WAL", (), wait_s)
             connection.execute("PRAGMA synchronous = NORMAL")
             version = self._upgrade(connection, wait_s)
         except (OSError, sqlite3.Error) as error:
@@ -118,7 +106,7 @@ class SqliteLedger:
         """Make the tables of a new file; return the version that it had before."""
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
-            _patiently(connection, "BEGIN IMMEDIATE", (), wait_s)
+            patiently(connection, "BEGIN IMMEDIATE", (), wait_s)
             (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been faster
             if version == 0:
                 for statement in sql.schema():
@@ -136,11 +124,11 @@ class SqliteLedger:
         else:
             _ghosts.append(connection)
 
-    def _ask(self, statement: str, values: Sequence[Any] = ()) -> _Answer:
+    def _ask(self, statement: str, values: Sequence[Any] = ()) -> Answer:
         """Run one statement to its end."""
         return self._ask_all([(statement, values)])
 
-    def _ask_all(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> _Answer:
+    def _ask_all(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Answer:
         """Run statements, all of them or none; everything that is asked of the file comes through here."""
         with self._gate.turn():
             if self._pid != os.getpid():
@@ -148,13 +136,13 @@ class SqliteLedger:
             connection = self._connection or self._open(self._wait_s)
             try:
                 if len(statements) == 1:
-                    return _patiently(connection, *statements[0], self._wait_s)
-                _patiently(connection, "BEGIN IMMEDIATE", (), self._wait_s)
+                    return patiently(connection, *statements[0], self._wait_s)
+                patiently(connection, "BEGIN IMMEDIATE", (), self._wait_s)
                 for statement, values in statements:
-                    connection.execute(statement, values)
-                return _patiently(connection, "COMMIT", (), self._wait_s)
+                    execute(connection, statement, values)
+                return patiently(connection, "COMMIT", (), self._wait_s)
             except sqlite3.Error as error:
-                if connection.in_transaction or not _is_busy(error):
+                if connection.in_transaction or not is_busy(error):
                     self._close()  # takes back what was half done; the next one sees whether the file is well again
                 raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
 
@@ -261,61 +249,3 @@ class SqliteLedger:
         """Close the file; it is opened again where the ledger is used all the same."""
         with self._gate.turn():
             self._close()
-
-
-def _patiently(connection: sqlite3.Connection, statement: str, values: Sequence[Any], wait_s: float) -> _Answer:
-    """Run a statement, again and again while other processes are writing.
-
-    :param wait_s: for how long nobody may have got anything done.
-    """
-    patience = None
-    while True:
-        try:
-            cursor = connection.execute(statement, values)
-            return _Answer(cursor.fetchall(), cursor.rowcount)
-        except sqlite3.Error as error:
-            if not _is_busy(error):
-                raise
-            patience = patience or _Patience(connection, wait_s)
-            if patience.is_over():
-                raise
-        sleep(_NAP_S)
-
-
-class _Patience:
-    """Tell waiting for those who were faster from waiting for one who holds the file and does not go on.
-
-    :param wait_s: for how long nobody may have got anything done.
-    """
-
-    def __init__(self, connection: sqlite3.Connection, wait_s: float) -> None:
-        self._connection = connection
-        self._wait_s = wait_s
-        self._naps = 0
-        self._began = self._since = monotonic()
-        self._version = self._writes_of_others()
-
-    def is_over(self) -> bool:
-        """Tell whether to give up; asked before each nap."""
-        self._naps += 1
-        now = monotonic()
-        # On a machine that is too busy to run us, time passes without our looking: a few looks have to be among it.
-        if now - self._since < self._wait_s or self._naps < _FEWEST_NAPS:
-            return False
-        version = self._writes_of_others()
-        if version == self._version or now - self._began > _LONGEST_WAIT_S:
-            return True
-        self._naps, self._since, self._version = 0, now, version
-        return False
-
-    def _writes_of_others(self) -> int | None:
-        """Return a number that changes with every write of another connection; None where not even that can be read."""
-        try:
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        except sqlite3.Error:
-            return None
-        return int(version)
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY

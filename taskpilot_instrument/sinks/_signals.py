@@ -20,31 +20,34 @@ from taskpilot_instrument.semconv import (
 class Sample(NamedTuple):
     """The counts and sums that the signals are computed from.
 
+    What the filter cannot tell, or the source does not know, is None.
+
     :param p95_ms: milliseconds; None where no run was timed.
     :param timed: runs behind ``p95_ms``.
     :param spent_usd: exact; what is known of it.
     :param calls: LLM calls.
     :param priced: billable LLM calls whose cost is known.
     :param unpriced: billable LLM calls whose cost is not.
-    :param violations: None where they cannot be told apart by the filter; so ``correct`` and ``incorrect``.
     """
 
     runs: float
     successes: float
     p95_ms: float | None
     timed: int
-    spent_usd: Decimal
-    calls: int
-    priced: int
-    unpriced: int
+    spent_usd: Decimal | None
+    calls: int | None
+    priced: int | None
+    unpriced: int | None
     violations: float | None
     correct: float | None
     incorrect: float | None
     #: Of the runs: how many policies or guardrails were asked about, and of how many this failed.
-    checked: int = 0
-    check_failed: int = 0
+    checked: int | None = 0
+    check_failed: int | None = 0
     #: What LLM calls that did not succeed came to, and attempts that were made again.
-    wasted: Waste = NO_WASTE
+    wasted: Waste | None = NO_WASTE
+    #: Between which milliseconds ``p95_ms`` lies, where it was read from the buckets of a histogram.
+    p95_bounds_ms: tuple[float, float] | None = None
 
 
 def percent(part: float | None, whole: float | None) -> float | None:
@@ -71,6 +74,8 @@ def violation_rate_of_checked(sample: Sample) -> float | None:
 
 def waste(sample: Sample) -> float | None:
     """Return what calls that did not succeed cost, in percent of all known spend; None where nothing was spent."""
+    if sample.wasted is None or sample.spent_usd is None:
+        return None
     return percent(float(sample.wasted.usd), float(sample.spent_usd))
 
 
@@ -85,7 +90,10 @@ def feedback(sample: Sample) -> float | None:
 
 
 def cost_coverage(sample: Sample) -> float | None:
-    """Return the share of billable calls whose cost is known, 0 to 1; None where there were none."""
+    """Return the share of billable calls whose cost is known, 0 to 1; None where there were none, or nobody knows."""
+    if sample.priced is None or sample.unpriced is None:
+        # Metrics count the calls without a price; without one of these, whatever was spent was known wholly.
+        return 1.0 if sample.unpriced == 0 and sample.spent_usd else None
     billable = sample.priced + sample.unpriced
     return sample.priced / billable if billable else None
 
@@ -95,8 +103,8 @@ def cost_per_task(sample: Sample) -> float | None:
 
     None without a success, and where no billable call has a known cost. Below full coverage it is a lower bound.
     """
-    nothing_known = sample.unpriced and not sample.priced and not sample.spent_usd
-    if nothing_known or not sample.successes:
+    nothing_known = sample.unpriced != 0 and not sample.priced and not sample.spent_usd
+    if sample.spent_usd is None or nothing_known or not sample.successes:
         return None
     return float(sample.spent_usd) / sample.successes
 
@@ -107,7 +115,7 @@ def dictionary(sample: Sample) -> dict[str, float | None]:
     0.0 stands where nothing was there to measure. None stands for user correctness without feedback, for cost
     where money was spent and nothing succeeded or no price is known, and for what a filter cannot tell.
     """
-    spent = sample.spent_usd or sample.unpriced
+    spent = sample.spent_usd != 0 or sample.unpriced != 0
     return {
         G_SUCCESS_RATE: round(success_rate(sample) or 0.0, 2),
         G_P95_LATENCY_MS: round(sample.p95_ms or 0.0, 2),

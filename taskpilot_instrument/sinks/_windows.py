@@ -17,6 +17,7 @@ from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument._waste import NO_WASTE
 from taskpilot_instrument.semconv import OTHER, Kind
 from taskpilot_instrument.sinks._calls import BIN_BYTES, Calls
+from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._sketch import Sketch
 
@@ -241,6 +242,17 @@ class Windows:
         self._ends_ns = self._finest.open_ns + self._finest.spec.width_ns
         self._all_time = Bucket()
         self.began_ns = now
+        self._forking = False
+        tell_of_forks(self)
+
+    def before_fork(self) -> None:
+        """Wait until nobody counts: in the child nobody would ever be done."""
+        self._forking = self.lock.acquire(timeout=1)
+
+    def after_fork(self, *, child: bool) -> None:  # noqa: ARG002 - the thread that took the lock is in both
+        """Go on."""
+        if self._forking:
+            self.lock.release()
 
     @property
     def size(self) -> int:

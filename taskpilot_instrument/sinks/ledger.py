@@ -42,19 +42,42 @@ def open_ledger(where: object = None) -> Ledger:
     :raises ConfigurationError: where the package ``redis`` is missing, or the place cannot be read.
     :raises LedgerError: where the file cannot be opened.
     """
+    store = open_store(where)
+    return store if isinstance(store, Circuit | MemoryLedger) else Circuit(store)
+
+
+def open_store(where: object = None, *, wait_s: float = 0.05) -> Ledger:
+    """Open a ledger without the circuit in front of it, for one who asks once, and may wait for longer.
+
+    :param where: as :func:`open_ledger` takes it.
+    :param wait_s: how long to wait for a file or server, in seconds.
+    :raises ConfigurationError: as :func:`open_ledger`; so LedgerError.
+    """
     if where == "memory":
         return MemoryLedger()
     if isinstance(where, str) and where.startswith(_REDIS):
         from taskpilot_instrument.sinks._ledger_redis import RedisLedger
 
-        return Circuit(RedisLedger(where))
-    if where is None or isinstance(where, str | os.PathLike):
+        return RedisLedger(where, wait_s=wait_s)
+    file = file_of(where)
+    if file is not None:
         from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 
-        return Circuit(SqliteLedger(default_path() if where is None else _path(os.fspath(where))))
-    if isinstance(where, Circuit | MemoryLedger):
-        return where
-    return Circuit(cast("Ledger", where))
+        return SqliteLedger(file, wait_s=wait_s)
+    return cast("Ledger", where)
+
+
+def file_of(where: object = None) -> Path | None:
+    """Return the file that a ledger is kept in; None for one that is kept elsewhere.
+
+    :param where: as :func:`open_ledger` takes it.
+    :raises ConfigurationError: where it is text that names no place.
+    """
+    if where is None:
+        return default_path()
+    if where == "memory" or (isinstance(where, str) and where.startswith(_REDIS)):
+        return None
+    return _path(os.fspath(where)) if isinstance(where, str | os.PathLike) else None
 
 
 def _path(where: str) -> Path:

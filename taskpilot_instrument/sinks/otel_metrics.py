@@ -114,7 +114,7 @@ class OtelMetricsSink:
         for name, total, audio, image in (
             (names.OTEL_USAGE_INPUT, usage.input_tokens, usage.input_audio_tokens, usage.input_image_tokens),
             (names.OTEL_USAGE_OUTPUT, usage.output_tokens, usage.output_audio_tokens, usage.output_image_tokens),
-            (names.OTEL_USAGE_CACHE_READ, usage.cached_tokens, usage.cached_audio_tokens, 0),
+            (names.OTEL_USAGE_CACHE_READ, usage.cached_tokens, usage.cached_audio_tokens, usage.cached_image_tokens),
             (names.OTEL_USAGE_CACHE_WRITE, usage.cache_write_tokens, 0, 0),
             (names.OTEL_USAGE_REASONING, usage.reasoning_tokens, 0, 0),
         ):

@@ -24,6 +24,7 @@ from taskpilot_instrument.web.gate import LOOPBACK, Gate
 from taskpilot_instrument.web.live import PAUSE_S, Live, Paced
 from taskpilot_instrument.web.problems import HANDLERS, problem
 from taskpilot_instrument.web.series import Series
+from taskpilot_instrument.web.shown import Shown
 
 #: Pages that may watch at once; each costs a task, and each window that is asked for a look at the figures a second.
 _MOST_WATCHERS: Final = 32
@@ -39,6 +40,7 @@ def create_app(
     hosts: Iterable[str] | None = LOOPBACK,
     cors_origins: Iterable[str] = (),
     is_stopping: Callable[[], bool] = lambda: False,
+    source: str | None = None,
 ) -> Any:
     """Return the ASGI application; mount it in another one, or serve it alone.
 
@@ -47,11 +49,12 @@ def create_app(
     :param hosts: host names that requests may ask for; those of this machine by default, None takes any.
     :param cors_origins: origins whose pages may ask, such as ``https://support.example``; none by default.
     :param is_stopping: asked while pages watch: True lets them go, so that the server need not wait for them.
+    :param source: Prometheus whose golden signals are shown, those of all processes; else the setting ``source``.
     :raises ConfigurationError: for a token that is too short.
     """
     if token is not None and len(token) < 16:
         raise ConfigurationError("token= takes a secret of 16 characters or more, such as secrets.token_urlsafe()")
-    faces = _Faces(handle, is_stopping)
+    faces = _Faces(handle, is_stopping, source)
     routes = [
         *(Route(path, faces.page) for path in assets.TYPES),
         Route("/metrics", faces.metrics),
@@ -74,9 +77,10 @@ def create_app(
 
 
 class _Faces:
-    def __init__(self, handle: Instrumentation | None, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, handle: Instrumentation | None, is_stopping: Callable[[], bool], source: str | None) -> None:
         self._given = handle
         self._is_stopping = is_stopping
+        self._shown = Shown(source)
         self._watching = 0
         self._series: tuple[Instrumentation, Series] | None = None
         self._paced = Paced()
@@ -106,7 +110,7 @@ class _Faces:
     async def signals(self, request: Request) -> Response:
         """Answer with the golden signals."""
         asked = _query(request, "window", "workflow", "agent", "model")
-        found = await run_in_threadpool(lambda: state.signals(self._handle.golden_signals(**asked)))
+        found = await run_in_threadpool(lambda: state.signals(self._shown.signals(self._handle, **asked)))
         return JSONResponse(state.clean(found))
 
     async def budgets(self, _request: Request) -> Response:
@@ -189,7 +193,7 @@ class _Faces:
         handle, held = self._handle, self._series
         if held is None or held[0] is not handle:
             held = self._series = handle, Series(handle.metrics.windows)
-        return state.snapshot(handle, held[1], window, paced)
+        return state.snapshot(handle, held[1], self._shown, window, paced)
 
     async def live(self, request: Request) -> Response:
         """Send what the page shows whenever it changes, as server-sent events."""

@@ -56,7 +56,7 @@ function drawSignals(state) {
     `${many(found.runs, "run")}, ${number(found.successes)} successful (${number(ended)} in the ${period}, a point for every ${span(width_s)}); ` +
     `${found.cost_coverage !== null && found.cost_coverage < 1 ? "≥ " : ""}${dollars(found.total_cost_usd)} spent, ` +
     `${dollars(found.wasted_cost_usd)} of it on calls that did not succeed; ${checked}; ` +
-    `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs).`;
+    `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs)${found.source ? `; by ${found.source}` : ""}.`;
 }
 
 // What an engineer who was called has to read first, the worst on top; empty where nothing is wrong.

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from taskpilot_instrument import _guard
-from taskpilot_instrument.errors import ConfigurationError, LedgerError, NotInstrumentedError
+from taskpilot_instrument.errors import ConfigurationError, LedgerError, NotInstrumentedError, SourceError
 
 _HINTS = {
     400: 'send a JSON object such as {"request_id": "req-abc-123", "correct": true}',
@@ -56,6 +56,7 @@ HANDLERS: dict[Any, Any] = {
     HTTPException: on_http,
     ConfigurationError: on_bad_input,
     LedgerError: on_unavailable,
+    SourceError: on_unavailable,
     NotInstrumentedError: on_unavailable,
     Exception: on_bug,
 }

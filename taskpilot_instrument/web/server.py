@@ -70,6 +70,7 @@ def serve(
     token: str | None = None,
     cors_origins: Iterable[str] = (),
     handle: Instrumentation | None = None,
+    source: str | None = None,
 ) -> Server:
     """Serve the page and the API in a thread beside the application.
 
@@ -78,6 +79,7 @@ def serve(
     :param token: bearer token that requests have to bring.
     :param cors_origins: origins whose pages may ask.
     :param handle: what is shown; the instrumentation in force by default.
+    :param source: Prometheus whose golden signals are shown, those of all processes; else the setting ``source``.
     :raises ConfigurationError: for an open address without a token, a port that is taken, or without the extra ``web``.
     :raises NotInstrumentedError: before ``instrument()``.
     """
@@ -95,7 +97,12 @@ def serve(
     hosts = LOOPBACK if host in _LOCAL_ADDRESSES else None
     running: list[uvicorn.Server] = []
     app = create_app(
-        shown, token=token, hosts=hosts, cors_origins=cors_origins, is_stopping=lambda: running[0].should_exit
+        shown,
+        token=token,
+        hosts=hosts,
+        cors_origins=cors_origins,
+        is_stopping=lambda: running[0].should_exit,
+        source=source,
     )
     config = uvicorn.Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
     running.append(uvicorn.Server(config))

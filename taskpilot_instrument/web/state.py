@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from taskpilot_instrument.errors import ConfigurationError, LedgerError
+from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
 from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, parse_window
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import Outcome
@@ -11,6 +11,7 @@ from taskpilot_instrument.sinks._signals import percent
 from taskpilot_instrument.web.breakdown import by_agent
 from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
+from taskpilot_instrument.web.shown import UNKNOWN, Shown
 
 _SHOWN_RUNS: Final = 25
 _SHOWN_FAILURES: Final = 15
@@ -22,6 +23,7 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
     verdicts = found.verdicts
     return {
         "verdict": str(found.verdict),
+        "source": found.source,
         "window_seconds": found.window_seconds,
         "runs": found.runs,
         "successes": found.successes,
@@ -33,6 +35,7 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
         "total_cost_usd": found.total_cost_usd,
         "wasted_cost_usd": found.wasted_cost_usd,
         "cost_coverage": found.cost_coverage,
+        "p95_bounds_ms": found.sample.p95_bounds_ms,
         "signals": {
             key: {
                 "value": value,
@@ -101,7 +104,9 @@ def experiments(handle: Instrumentation) -> list[dict[str, Any]]:
     return found
 
 
-def snapshot(handle: Instrumentation, series: Series, window: str | None, paced: Paced | None = None) -> dict[str, Any]:
+def snapshot(
+    handle: Instrumentation, series: Series, shown: Shown, window: str | None, paced: Paced | None = None
+) -> dict[str, Any]:
     """Return everything that the page shows.
 
     :param paced: who watches may be given comparisons that are a few seconds old, where they take long to make.
@@ -116,9 +121,14 @@ def snapshot(handle: Instrumentation, series: Series, window: str | None, paced:
         problems.append(str(error))
     runs, over = ring.runs(), series.over(seconds)
     failed = [run for run in runs[_SHOWN_RUNS:] if run["outcome"] != Outcome.SUCCESS]
+    try:
+        golden = shown.signals(handle, window=window)
+    except SourceError as error:
+        golden = UNKNOWN
+        problems.append(str(error))
     found: dict[str, Any] = clean({
         "service": handle.settings.service_name,
-        "signals": signals(handle.golden_signals(window=window)),
+        "signals": signals(golden),
         "series": over._asdict(),
         "runs": runs[:_SHOWN_RUNS],
         "older_failures": failed[:_SHOWN_FAILURES],

@@ -8,6 +8,8 @@ import dataclasses
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import date
+from decimal import Decimal
 from typing import assert_type
 
 import taskpilot_instrument as tp
@@ -154,7 +156,11 @@ async def setup_and_answers() -> None:
         instrumentation.metrics.increment_counter("workflow.runs")
         instrumentation.metrics.record_histogram("workflow.latency_ms", 12.5)
     assert_type(tp.golden_signals(workflow="triage"), tp.GoldenSignals)
+    assert_type(tp.golden_signals(source="http://prometheus:9090", window="1h"), tp.GoldenSignals)
     assert_type(tp.health(), tp.Health)
+    made = tp.report("week", end=date(2026, 11, 25), timezone="Europe/Berlin", ledger="ledger.db")
+    assert_type(made.figures["runs"].value, float | Decimal | None)
+    assert_type(made.html(), str)
     assert_type(tp.calculate_cost(150, 50, "gpt-4o-mini", cached_tokens=10), float | None)
     tp.MODEL_PRICING["my-model"] = {"input": 2.50, "output": 10.00}
     tp.uninstrument()

@@ -1,0 +1,99 @@
+"""``taskpilot-instrument report``."""
+
+import argparse
+import sys
+from argparse import ArgumentParser, Namespace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+NAME: Final = "report"
+OK: Final = 0
+WRONG_USE: Final = 2
+OUT_OF_REACH: Final = 3
+_WHAT: Final = "report on a day, week or month, each figure beside that of the period before"
+_EXAMPLES: Final = """\
+examples:
+  taskpilot-instrument report                                  today so far, beside the same hours of yesterday
+  taskpilot-instrument report --end yesterday                  all of yesterday, beside the day before
+  taskpilot-instrument report --period week --format html --output week.html
+  taskpilot-instrument report --period month --end 2026-10-31 --timezone Europe/Berlin
+  taskpilot-instrument report --ledger redis://ledger:6379/0   from the ledger of a fleet
+  taskpilot-instrument report --prometheus 'http://prometheus:9090?job=taskpilot'
+  taskpilot-instrument report --format json | jq '.figures.total_cost_usd.value'
+
+exit status:
+  0  the report was made
+  2  an argument is wrong
+  3  the ledger or Prometheus cannot be reached, or there is no ledger
+"""
+
+
+def add_report(commands: Any) -> None:
+    """Add the command to those of the command line."""
+    made: ArgumentParser = commands.add_parser(
+        NAME,
+        help=_WHAT,
+        description=f"{_WHAT[0].upper()}{_WHAT[1:]}.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--period", choices=("day", "week", "month"), default="day", help="default: %(default)s")
+    made.add_argument("--format", choices=("markdown", "html", "json"), default="markdown", help="default: %(default)s")
+    made.add_argument("--output", metavar="FILE", type=Path, help="write it there instead of to standard output")
+    made.add_argument(
+        "--end", metavar="DATE", type=_day, help="a day of the period: 2026-10-31, or yesterday (default: today)"
+    )
+    made.add_argument("--timezone", default="UTC", help="of the calendar, such as Europe/Berlin (default: %(default)s)")
+    source = made.add_mutually_exclusive_group()
+    source.add_argument("--ledger", help="path or redis://… (default: $TASKPILOT_LEDGER, else the user's own)")
+    source.add_argument("--prometheus", metavar="URL", help="take the figures from a Prometheus instead")
+
+
+def run(options: Namespace) -> int:
+    """Make a report, write it, and return the exit status."""
+    from taskpilot_instrument._reporting import report
+    from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
+
+    try:
+        made = report(
+            options.period, end=_resolved(options.end, options.timezone), timezone=options.timezone,
+            ledger=options.ledger, prometheus=options.prometheus,
+        )  # fmt: skip
+        text = {"markdown": made.markdown, "html": made.html, "json": made.json}[options.format]()
+        if options.output is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        else:
+            options.output.write_text(text, encoding="utf-8")
+    except (LedgerError, SourceError) as error:
+        return _refuse(error, OUT_OF_REACH)
+    except ConfigurationError as error:
+        return _refuse(error, WRONG_USE)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _refuse(f"--output={options.output}: {error.strerror}", WRONG_USE)
+    return OK
+
+
+def _refuse(why: object, status: int) -> int:
+    sys.stderr.write(f"taskpilot-instrument: {why}\n")
+    return status
+
+
+def _day(text: str) -> date | str:
+    if text in {"today", "yesterday"}:
+        return text
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a date such as 2026-10-31, or yesterday, not {text!r}") from None
+
+
+def _resolved(day: date | str | None, timezone: str) -> date | None:
+    if not isinstance(day, str):
+        return day
+    from taskpilot_instrument._report import today
+
+    return today(timezone) - timedelta(days=day == "yesterday")
