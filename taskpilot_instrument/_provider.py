@@ -132,14 +132,14 @@ def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
     attributes = {**settings.resource_attributes, RESOURCE_SERVICE_NAME: settings.service_name}
     provider = TracerProvider(resource=Resource.create(attributes))
     if settings.otlp_endpoint is not None:
-        exporter = _CountingExporter(functools.partial(_exporter, settings), counts)
+        exporter = _CountingExporter(functools.partial(make_exporter, settings), counts)
         provider.add_span_processor(_EndCounter(counts))
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
-def _exporter(settings: Settings) -> SpanExporter:
-    """Make the exporter, which reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
+def make_exporter(settings: Settings) -> SpanExporter:
+    """Make the exporter for the endpoint that is set; it reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
 
     :raises ConfigurationError: where it cannot make sense of them.
     """

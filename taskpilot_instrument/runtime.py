@@ -307,7 +307,7 @@ class Instrumentation(Answers, Voting):
             if self._ring is None:
                 from taskpilot_instrument.sinks.ring import Ring
 
-                self._ring = Ring(redactor(self.settings.redact))
+                self._ring = Ring(redactor(self.settings.redact), self._clock.epoch_ns)
                 self._extend(sinks=(self._ring,))
             return self._ring
 

@@ -215,6 +215,15 @@ class Tier:
             if closed.start_ns < until_ns:
                 yield closed.bucket
 
+    def since(self, from_ns: int) -> Iterator[tuple[int, Bucket]]:
+        """Yield each bucket that begins at ``from_ns`` or later, and when that is; of the open one a copy."""
+        if self.open_ns >= from_ns:
+            yield self.open_ns, self.open.copy()
+        for closed in reversed(self._closed):
+            if closed.start_ns < from_ns:
+                return
+            yield closed.start_ns, closed.bucket
+
 
 class Windows:
     """Cells over time. Hold :attr:`lock` to write through :meth:`cell` and :meth:`bucket`.
@@ -240,6 +249,7 @@ class Windows:
         self._finest = self._tiers[0]
         self._ends_ns = self._finest.open_ns + self._finest.spec.width_ns
         self._all_time = Bucket()
+        self.began_ns = now
 
     @property
     def size(self) -> int:
@@ -282,6 +292,32 @@ class Windows:
             for level in range(1, len(self._tiers)):
                 self._roll(level, now)
             return [opened, *self._since(now - window_ns)]
+
+    def now(self, width_ns: int) -> int:
+        """Return the number of the current stretch of ``width_ns``."""
+        return self._now_ns() // width_ns
+
+    def stretches(self, width_ns: int, first: int) -> dict[int, list[Bucket]]:
+        """Return the buckets of each stretch of time in which there was anything, by its number.
+
+        Read from the coarsest tier that fits, and where that has dropped its oldest buckets, the oldest are missing.
+
+        :param width_ns: of a stretch; a multiple of five seconds, beyond a minute of a minute.
+        :param first: the stretch to begin with; see :meth:`now`.
+        """
+        found: dict[int, list[Bucket]] = {}
+        with self.lock:
+            self.bucket()
+            now = self._now_ns()
+            for level in range(1, len(self._tiers)):
+                self._roll(level, now)
+            fitting = [tier for tier in self._tiers if width_ns % tier.spec.width_ns == 0]
+            # What the open buckets of finer tiers hold has not been poured into the coarser ones yet.
+            opened = [(tier.open_ns, tier.open.copy()) for tier in fitting[:-1]]
+            for start_ns, bucket in (*opened, *fitting[-1].since(first * width_ns)):
+                if start_ns >= first * width_ns:
+                    found.setdefault(start_ns // width_ns, []).append(bucket)
+        return found
 
     def said(self) -> dict[Node, Decimal]:
         """Return what was written directly since the start."""

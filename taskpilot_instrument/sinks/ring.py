@@ -24,12 +24,14 @@ class Ring:
     """A sink that keeps the latest runs as trees of JSON, and the latest decisions and errors.
 
     :param redact: what messages of errors pass through.
+    :param epoch_ns: the time of events that come from outside of a run, such as feedback.
     """
 
     where = "ring"
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, redact: Callable[[str], str], epoch_ns: Callable[[], int]) -> None:
         self._redact = redact
+        self._epoch_ns = epoch_ns
         self._lock = _forks.lock()
         self._open: OrderedDict[int, list[Node]] = OrderedDict()
         self._runs: deque[Node] = deque(maxlen=_MOST_RUNS)
@@ -83,8 +85,7 @@ class Ring:
             semconv.REQUEST_ID: operation.ids.request_id if operation is not None
             else event.details.get(semconv.REQUEST_ID),
         }  # fmt: skip
-        clock = operation.recorder.clock if operation is not None else None
-        self._keep(clock.epoch_ns() if clock is not None else 0, event.name, event.message, about)
+        self._keep(self._epoch_ns(), event.name, event.message, about)
 
     def _keep(self, at_ns: int, name: str, message: str, about: dict[str, Any]) -> None:
         reason = about.get("reason")
