@@ -10,7 +10,7 @@ Of ten goals one meets a rate limit and is retried, one fails in a tool, one is 
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
@@ -148,7 +148,7 @@ def ask_user(goal: str) -> bool:
 
 
 async def work_off(
-    goals: Sequence[str],
+    goals: Iterable[str],
     client: openai.AsyncOpenAI,
     metrics: tp.MetricsBackend,
     tell: Callable[[str, str], None] = lambda _goal, _result: None,

@@ -1,16 +1,14 @@
 """Look after alerts in a thread of their own: no callback ever runs in the thread of an agent."""
 
 import inspect
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextvars import Context
 from datetime import UTC, datetime
 from typing import Final
 
-from taskpilot_instrument import golden, semconv
+from taskpilot_instrument import _forks, golden, semconv
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._rates import SECOND_NS, Sliding
 from taskpilot_instrument._records import Event
@@ -65,13 +63,11 @@ class Alerts:
         self._watched: list[_Watched] = []
         self._closed = False
         self._begin()
-        _living.add(self)
+        _forks.tell(self)
 
     def _begin(self) -> None:
         """Make what a thread and its callers share; anew in a forked process, where nobody holds the old."""
         self._changed = threading.Condition()  # its lock is re-entrant: a signal handler may note something here
-        #: Held while metrics are read, so that no process is forked with their lock held by a thread that it lacks.
-        self.reading = threading.Lock()
         self._thread: threading.Thread | None = None
         self._asked = 0
         self._answered = 0
@@ -134,15 +130,15 @@ class Alerts:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        _living.discard(self)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(_LAST_S)
 
-    def forked(self) -> None:
-        """Go on in a forked process, with a thread of its own."""
+    def after_fork(self) -> None:
+        """Go on in a forked process, with a thread of its own and nothing that happened in the parent."""
         running = self._thread is not None and not self._closed
         self._begin()
+        self._watched = [_Watched(one.alert) for one in self._watched]
         if running:
             self._start()
 
@@ -208,12 +204,11 @@ class Alerts:
     def _measured(self, one: _Watched, signals: dict[int, GoldenSignals]) -> float | None:
         """Return a measured signal; None where it is unknown, or the window has too little to judge by."""
         alert, window_s = one.alert, one.window_s
-        with self.reading:
-            if alert.signal == "tokens_per_minute":
-                return _tokens(self._metrics, window_s) * 60 / window_s
-            found = signals.get(window_s)
-            if found is None:
-                found = signals[window_s] = golden.compute(self._metrics, window=alert.window)
+        if alert.signal == "tokens_per_minute":
+            return _tokens(self._metrics, window_s) * 60 / window_s
+        found = signals.get(window_s)
+        if found is None:
+            found = signals[window_s] = golden.compute(self._metrics, window=alert.window, own=True)
         if alert.signal == "spend_usd_per_minute":
             return float(found.sample.spent_usd or 0) * 60 / window_s
         basis = found.feedback if alert.signal == semconv.G_USER_CORRECTNESS else found.runs
@@ -225,33 +220,7 @@ def _tokens(metrics: MetricsBackend, window_s: int) -> int:
     """Return the input and output tokens of a window."""
     return sum(
         cell.input_tokens + cell.output_tokens
-        for bucket in metrics.windows.select(window_s * SECOND_NS)
+        for bucket in metrics.windows.own(window_s * SECOND_NS)
         for key, cell in bucket.cells.items()
         if key.kind is Kind.LLM
     )
-
-
-# --- forking ------------------------------------------------------------------------------------
-
-_living: "weakref.WeakSet[Alerts]" = weakref.WeakSet()
-_stopped: list[Alerts] = []
-
-
-def _before_fork() -> None:
-    for alerts in list(_living):
-        alerts.reading.acquire()
-        _stopped.append(alerts)
-
-
-def _after_in_parent() -> None:
-    while _stopped:
-        _stopped.pop().reading.release()
-
-
-def _after_in_child() -> None:
-    while _stopped:
-        _stopped.pop().forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

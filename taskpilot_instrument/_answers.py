@@ -33,7 +33,7 @@ class Answers:
         model: str | None = None,
         source: str | None = None,
     ) -> GoldenSignals:
-        """Compute the five golden signals.
+        """Compute the five golden signals, of all workers where they share a multiprocess directory.
 
         :param window: how far back, such as ``15m``, ``1h`` or ``24h``; None means since the start.
         :param workflow: only this workflow's runs.

@@ -128,8 +128,9 @@ def add_budgets(
     spending = Spending(budgets, ledger, prices, clock, unavailable=settings.ledger_unavailable)
     opened.callback(spending.close)
     gauges = BudgetGauges(spending)
-    metrics.registry.register(gauges)
-    opened.callback(metrics.registry.unregister, gauges)
+    for registry in {metrics.registry, metrics.scraped}:
+        registry.register(gauges)
+        opened.callback(registry.unregister, gauges)
     parts.spending = spending
     parts.gates += (spending,)
     parts.watchers += (spending,)

@@ -1,8 +1,9 @@
 """Remember what was counted: the same response, batch or run may be asked for many times with the same usage."""
 
-import threading
 from enum import Enum
 from typing import Final
+
+from taskpilot_instrument import _forks
 
 #: Who asks again for one that is older than so many others counts it again, and so does another process.
 MOST_BILLS: Final = 10_000
@@ -22,7 +23,7 @@ class Bills:
 
     def __init__(self) -> None:
         # Re-entrant: the collector may end a stream, and note its bill, while this thread is here.
-        self._lock = threading.RLock()
+        self._lock = _forks.rlock()
         self._bills: dict[tuple[str | None, str], tuple[_Bill, str | None]] = {}
 
     def open(self, host: str | None, name: str, model: str | None) -> None:

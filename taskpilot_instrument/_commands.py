@@ -5,6 +5,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
@@ -55,6 +56,7 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
 
 def signals(options: Namespace) -> int:
     """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
+    failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
     while True:
         asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
         if options.source:
@@ -62,7 +64,7 @@ def signals(options: Namespace) -> int:
         else:
             found, shown = ask(options.url, "/signals", options.token, **asked), None
         if options.format == "json":
-            print(json.dumps(found, indent=2))
+            print(json.dumps(found, indent=None if options.watch else 2), flush=True)
         elif shown is not None:
             print(shown)
         else:
@@ -71,11 +73,10 @@ def signals(options: Namespace) -> int:
                 (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
                 for name, signal in found["signals"].items()
             ]
-            _table(("signal", "value", "verdict"), rows)
-        if not options.watch:
+            show_table(("signal", "value", "verdict"), rows)
+        if not options.watch or found["verdict"] in failing:
             break
         time.sleep(options.watch)
-    failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
     return BAD if found["verdict"] in failing else OK
 
 
@@ -95,7 +96,7 @@ def budgets(options: Namespace) -> int:
     elif not found:
         print("No budget is set: instrument(budgets=[Budget(…)])")
     else:
-        _table(
+        show_table(
             ("budget", "account", "window", "spent", "limit", "used", "resets"),
             [
                 (one["name"], one["account"] or "–", one["window"], f"${float(one['spent_usd']):.6f}",
@@ -125,102 +126,34 @@ def prices(options: Namespace) -> int:
         )
     known = any(row[1] != "unknown" for row in rows)
     print(f"{options.model}, USD for a million tokens, by {price_table_date()}")
-    _table(("tokens", "price", "source"), rows)
+    show_table(("tokens", "price", "source"), rows)
     if not known:
         print('Nobody knows its price: set MODEL_PRICING[model] = {"input": …, "output": …}')
     return OK if known else BAD
-
-
-def check(_options: Namespace) -> int:
-    """Verify an installation; the exit status says whether anything is wrong."""
-    from taskpilot_instrument._instrument import instrument
-    from taskpilot_instrument.pricing import BOOK, price_table_date
-    from taskpilot_instrument.settings import Settings
-    from taskpilot_instrument.usage import TokenUsage
-
-    rows: list[tuple[str, str, str]] = []
-    try:
-        settings = Settings()
-        rows.append(("settings", "ok", f"service {settings.service_name}"))
-    except TaskpilotError as error:
-        _table(("part", "state", "detail"), [("settings", "wrong", str(error))])
-        return BAD
-    with instrument(settings=settings, logs="off", metrics_port=None) as handle:
-        health = handle.health()
-        patched = ", ".join(health.patched) or "nothing: openai is not installed"
-        rows.append(("patches", "wrong" if health.missing else "ok", patched))
-        rows.append(("spans", *_reach(settings.otlp_endpoint)))
-    priced = BOOK.price(TokenUsage(1, 1), "gpt-4o-mini") is not None
-    rows.append(("prices", "ok" if priced else "wrong", price_table_date()))
-    rows.append(("ledger", *_ledger(settings)))
-    for extra, module in (("page", "starlette"), ("redis", "redis"), ("experiments", "scipy")):
-        rows.append((extra, "ok" if _is_installed(module) else "not installed", module))
-    _table(("part", "state", "detail"), rows)
-    return BAD if any(state == "wrong" for _, state, _ in rows) else OK
-
-
-def _is_installed(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None
-
-
-def _reach(endpoint: str | None) -> tuple[str, str]:
-    if endpoint is None:
-        return "off", "set OTEL_EXPORTER_OTLP_ENDPOINT to send them somewhere"
-    import socket
-
-    parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    shown = f"{parts.hostname}:{port}"
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=3).close()
-    except OSError as error:
-        return "wrong", f"{shown} cannot be reached: {error}"
-    return "ok", f"{shown} answers"
-
-
-def _ledger(settings: Any) -> tuple[str, str]:
-    from taskpilot_instrument.redaction import redact
-    from taskpilot_instrument.sinks.ledger import default_path, open_ledger
-
-    if settings.ledger is None:
-        return "off", f"opened at {default_path()} once budgets need it"
-    try:
-        ledger = open_ledger(settings.ledger)
-        ledger.standings([("check", "total")], time.time())
-        ledger.close()
-    except TaskpilotError as error:
-        return "wrong", str(error)
-    return "ok", redact(str(settings.ledger))
 
 
 def serve(options: Namespace) -> int:
     """Serve the page of a module's instrumentation until interrupted."""
     import importlib
 
-    from taskpilot_instrument._demo import end_on_signals
+    from taskpilot_instrument._ending import end_on_signals, wait_for_the_end
     from taskpilot_instrument._instrument import instrument
     from taskpilot_instrument.web import serve as start
 
     end_on_signals()
-
     sys.path.insert(0, str(Path.cwd()))
     instrument()
     if options.module:
-        importlib.import_module(options.module)
+        try:
+            importlib.import_module(options.module)
+        except ModuleNotFoundError as error:
+            if f"{options.module}.".startswith(f"{error.name}."):  # else it is one that the module itself needs
+                raise CommandError(f"serve {options.module}: there is no such module here") from None
+            raise
     with start(options.port, host=options.host, token=options.token, source=options.source) as server:
         print(f"The page is at {server.url} (Ctrl+C stops it)", flush=True)
-        _until_interrupted()
+        wait_for_the_end()
     return OK
-
-
-def _until_interrupted() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        print()
 
 
 def run(command: Callable[[Namespace], int], options: Namespace) -> int:
@@ -238,9 +171,14 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported."""
+    return find_spec(module) is not None
+
+
+def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table, with rich where it is installed and somebody looks."""
-    if sys.stdout.isatty() and _is_installed("rich"):
+    if sys.stdout.isatty() and is_installed("rich"):
         from rich.console import Console
         from rich.table import Table
 

@@ -4,10 +4,9 @@ import asyncio
 import importlib.util
 import json
 import os
-import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Final
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from taskpilot_instrument import semconv as names
+from taskpilot_instrument._ending import end_on_signals
 from taskpilot_instrument._instrument import instrument
 from taskpilot_instrument._trace_tree import trace_tree
 from taskpilot_instrument.embedded import EmbeddedServer
@@ -28,6 +28,8 @@ _EXAMPLE: Final = "taskpilot_workflow.py"
 _KEEP: Final = 2_000
 _USAGE_ERROR: Final = 2
 _PAUSE_S: Final = 0.5
+#: The first is the example's own.
+_MODELS: Final = ("gpt-4o-mini", "gpt-4.1-mini")
 
 _NO_OPENAI: Final = """\
 The demo calls the model through the openai client, which is not installed. Install it with
@@ -98,9 +100,7 @@ def _demo_with_page(port: int) -> int:
     try:
         with instrument(logs="off", budgets=budgets, ledger="memory") as observed, serve(port) as page:
             print(f"The page is at {page.url} (Ctrl+C stops it)", flush=True)
-            for goal in cycle(example.GOALS):
-                asyncio.run(_work(example, [goal], observed, lambda _goal, _result: None, live=False))
-                sleep(_PAUSE_S)
+            asyncio.run(_work(example, _goals(example), observed, lambda _goal, _result: None, live=False))
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return _USAGE_ERROR
@@ -109,14 +109,23 @@ def _demo_with_page(port: int) -> int:
     return 0
 
 
-def end_on_signals() -> None:
-    """Let Ctrl+C and a polite kill end what runs on and on, also where a shell in the background had them ignored."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
+def _goals(example: ModuleType) -> Iterator[str]:
+    """Yield goals on and on, each of another user: by lot, one of two models works it off."""
+    from taskpilot_instrument.experiments import experiment
+
+    for number, goal in enumerate(cycle(example.GOALS), 1):
+        example.MODEL = str(experiment("which-model", _MODELS, unit=f"user-{number}"))  # type: ignore[attr-defined]
+        yield goal
+        sleep(_PAUSE_S)
 
 
 async def _work(
-    example: ModuleType, goals: list[str], observed: Instrumentation, tell: Callable[[str, str], None], *, live: bool
+    example: ModuleType,
+    goals: Iterable[str],
+    observed: Instrumentation,
+    tell: Callable[[str, str], None],
+    *,
+    live: bool,
 ) -> None:
     import openai
 

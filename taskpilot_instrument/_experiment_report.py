@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from taskpilot_instrument._display import UNKNOWN, html_table, milliseconds, percent, span, table, usd
 from taskpilot_instrument._effects import RATES, Effect, Figure, Verdict, effects
@@ -117,6 +117,20 @@ class ExperimentReport:
             "effects": [_fields(each) for each in self.effects],
             "explanation": self._assignment(),
         }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Return what :meth:`as_dict` was asked of, such as from the JSON of another process."""
+        return cls(
+            found["experiment"],
+            tuple(VariantFigures(**each) for each in found["variants"]),
+            tuple(
+                Effect(**{**each, "figure": Figure(each["figure"]), "verdict": Verdict(each["verdict"])})
+                for each in found["effects"]
+            ),
+            found["assignment"]["p"],
+            found["window_seconds"],
+        )
 
     def __str__(self) -> str:
         lines = [self._caption(), *table(self._rows()), self._assignment()]

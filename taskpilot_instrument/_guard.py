@@ -6,10 +6,11 @@ Under the project's own tests :data:`policy` is set to re-raise, so that a bug c
 """
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from taskpilot_instrument import _forks
 
 _log = logging.getLogger("taskpilot_instrument")
 
@@ -24,7 +25,7 @@ class GuardPolicy:
 
 policy = GuardPolicy()
 # Re-entrant: the collector may run here and end a stream whose own hook fails.
-_lock = threading.RLock()
+_lock = _forks.rlock()
 _counts: Counter[str] = Counter()
 
 

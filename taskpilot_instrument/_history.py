@@ -4,13 +4,13 @@ What goes to the ledger is written by a thread of its own, a moment later: an ag
 """
 
 import logging
-import os
 import threading
 from bisect import bisect_left
 from collections import deque
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
@@ -18,7 +18,6 @@ from taskpilot_instrument._records import Checked, Event, Finished
 from taskpilot_instrument._waste import Waste, waste_of
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind, Outcome
-from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._recording import is_violation
 from taskpilot_instrument.sinks.ledger import Ledger, Rollup, RunLink, to_pico
 from taskpilot_instrument.typing import Clock
@@ -132,8 +131,8 @@ class History:
     def __init__(self, ledger: Ledger | None, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._lock = threading.Lock()
-        self._writing = threading.Lock()
+        self._lock = _forks.lock()
+        self._writing = _forks.lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
         self._seen: deque[_Seen] = deque()
@@ -141,21 +140,7 @@ class History:
         self._wake = threading.Event()
         self._closed = False
         self._writer: threading.Thread | None = None
-        self._pid = os.getpid()
-        self._forking = False
-        tell_of_forks(self)
-
-    def before_fork(self) -> None:
-        """Wait until nobody is in the midst of a change, which would never end in the child."""
-        self._forking = self._lock.acquire(timeout=1)
-
-    def after_fork(self, *, child: bool) -> None:
-        """Go on; a child begins anew."""
-        if child:
-            self._lock = threading.Lock()
-            self._begin_anew()
-        elif self._forking:
-            self._lock.release()
+        _forks.tell(self)
 
     @property
     def ledger(self) -> Ledger | None:
@@ -175,9 +160,6 @@ class History:
             return
         if self._ledger is None:
             return
-        if os.getpid() != self._pid:
-            with self._lock:
-                self._begin_anew()
         # Counted later, many at once: an agent waits for no more than their being written down.
         self._seen.append(_seen(record, self._hour()))
         if len(self._seen) >= _MOST_SEEN:
@@ -258,13 +240,12 @@ class History:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def _begin_anew(self) -> None:
-        """After a fork: what the parent has not written yet is the parent's to write."""
-        self._pid, self._writer, self._wake = os.getpid(), None, threading.Event()
-        self._writing = threading.Lock()
+    def after_fork(self) -> None:
+        """Leave to the parent what it has not written yet."""
+        self._writer, self._wake = None, threading.Event()
         self._waiting.clear()
         self._seen.clear()
-        self._figures.clear()
+        self._figures = {}
 
     def _start_writer(self) -> None:
         if self._writer is None and not self._closed:
@@ -288,9 +269,6 @@ class History:
         """
         if self._ledger is None:
             return True
-        if os.getpid() != self._pid:
-            with self._lock:
-                self._begin_anew()
         with self._writing:
             return self._write(self._ledger)
 
@@ -317,7 +295,7 @@ class History:
         """Write what waits, and stop."""
         self._closed = True
         self._wake.set()
-        if self._writer is not None and self._pid == os.getpid():
+        if self._writer is not None:
             self._writer.join(5)
         if not self.flush():
             _log.warning("taskpilot_instrument: the ledger cannot be reached; the latest runs are not in it")

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, set_span_in_context
 
 from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._guard import swallow
@@ -33,6 +33,15 @@ _KEY: Final = otel_context.create_key("taskpilot-operation")
 _NO_CONTEXT: Final = Context()
 #: The key under which OpenTelemetry keeps the current span, found out rather than known.
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+
+
+class Home:
+    """The process in which operations begin; those of the parent go on in a forked child, and end in neither twice."""
+
+    __slots__ = ("is_left",)
+
+    def __init__(self) -> None:
+        self.is_left = False
 
 
 class Recorder(NamedTuple):
@@ -55,6 +64,7 @@ class Recorder(NamedTuple):
     listeners: Sequence[Callable[[Event], None]] = ()
     #: What was counted already of what may be asked for again.
     bills: Bills = Bills()
+    home: Home = Home()
 
     def note(self, event: Event) -> None:
         """Tell every sink and listener of something beside operations."""
@@ -305,6 +315,8 @@ class Operation:
         if not self._once.acquire(blocking=False):
             return
         self._finished = True
+        if self.recorder.home.is_left:
+            return  # it began in the parent, which will tell of its end
         try:
             self._publish(self._record(error, outcome, error_type, end_ns))
         except Exception as problem:
@@ -418,6 +430,22 @@ def outcome_of(error: BaseException | None) -> Outcome:
     if isinstance(error, BlockedError):
         return Outcome.BLOCKED
     return Outcome.ERROR if isinstance(error, Exception) else Outcome.CANCELLED
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+
+def leave_home() -> None:
+    """Go on in a forked process: what runs here runs within the operation around, which is the parent's to end."""
+    global _collecting  # noqa: PLW0603 - there is one collector
+    _collecting = 0
+    above = current()
+    while above is not None:
+        # Another thread may have held their locks, and their spans are the parent's to write to.
+        above.span = NonRecordingSpan(above.span.get_span_context())
+        if above.totals is not None:
+            above.totals.after_fork()
+        above = above.parent
 
 
 # --- operations that the garbage collector ends -------------------------------------------------

@@ -1,8 +1,8 @@
 """The tracer provider: the application's, or one of our own that exports over OTLP where asked to."""
 
+import functools
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -14,6 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import RESOURCE_SERVICE_NAME
 from taskpilot_instrument.settings import Settings
@@ -26,7 +27,12 @@ class ExportCounts:
     """How many spans ended, and how many of them were delivered, refused, or lost on the way to the exporter."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
+        self.after_fork()
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Begin at zero."""
         self.ended = 0
         self.exported = 0
         self._failed = 0
@@ -72,12 +78,28 @@ class _EndCounter(SpanProcessor):
 
 
 class _CountingExporter(SpanExporter):
-    def __init__(self, inner: SpanExporter, counts: ExportCounts) -> None:
-        self._inner = inner
+    """Count what an exporter delivers; in a forked process it is another one, made when it is needed.
+
+    Over the parent's connections the child would speak in between.
+    """
+
+    def __init__(self, make: Callable[[], SpanExporter], counts: ExportCounts) -> None:
+        self._make = make
+        self._inner: SpanExporter | None = make()
         self._counts = counts
+        #: The parent's; not freed, because to close it is not ours to do.
+        self._left_behind: list[SpanExporter | None] = []
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's exporter alone."""
+        self._left_behind.append(self._inner)
+        self._inner = None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         try:
+            if self._inner is None:
+                self._inner = self._make()
             result = self._inner.export(spans)
         except BaseException:
             self._counts.add(failed=len(spans))
@@ -89,10 +111,11 @@ class _CountingExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        self._inner.shutdown()
+        if self._inner is not None:
+            self._inner.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self._inner.force_flush(timeout_millis)
+        return self._inner is None or self._inner.force_flush(timeout_millis)
 
 
 def application_provider() -> "trace.TracerProvider | None":
@@ -107,16 +130,16 @@ def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
     :raises ConfigurationError: where no exporter can be made.
     """
     attributes = {**settings.resource_attributes, RESOURCE_SERVICE_NAME: settings.service_name}
-    exporter = _exporter(settings) if settings.otlp_endpoint is not None else None
     provider = TracerProvider(resource=Resource.create(attributes))
-    if exporter is not None:
+    if settings.otlp_endpoint is not None:
+        exporter = _CountingExporter(functools.partial(make_exporter, settings), counts)
         provider.add_span_processor(_EndCounter(counts))
-        provider.add_span_processor(BatchSpanProcessor(_CountingExporter(exporter, counts)))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
-def _exporter(settings: Settings) -> SpanExporter:
-    """Make the exporter, which reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
+def make_exporter(settings: Settings) -> SpanExporter:
+    """Make the exporter for the endpoint that is set; it reads further ``OTEL_EXPORTER_OTLP_*`` variables itself.
 
     :raises ConfigurationError: where it cannot make sense of them.
     """

@@ -1,12 +1,12 @@
 """Hold every LLM call against the budgets: reserve its worst case before it is sent, settle its cost afterwards."""
 
 import logging
-import threading
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from random import getrandbits
 from typing import Final, NoReturn
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._backlog import Backlog, Settlement
 from taskpilot_instrument._budget_accounts import Account, Kept, accounts_of
 from taskpilot_instrument._budget_words import crossing, note_refusal, refuse, shortage
@@ -62,10 +62,15 @@ class Spending:
         self._epoch_ns = clock.epoch_ns
         self._deny = unavailable == "deny"
         self._backlog = Backlog(ledger)
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._kept: tuple[Kept, ...] = ()
         for budget in budgets:
             self.add(budget)
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Leave to the parent what it has not settled yet."""
+        self._backlog = Backlog(self.ledger)
 
     def add(self, budget: Budget) -> None:
         """Hold further calls against one more budget.

@@ -2,12 +2,12 @@
 
 import math
 import re
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._rule_fields import MOST_PATTERN_INPUT, Decision, compiled, ruling, whole
 from taskpilot_instrument._subject import Subject, normalised
 from taskpilot_instrument.errors import ConfigurationError
@@ -155,7 +155,7 @@ class MaxToolCalls:
         self.tools = None if tools is None else tuple(tools)
         self._most = whole("MaxToolCalls: most", most, 0)
         self._ruling = ruling(decision)
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._calls: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 
     def __call__(self, subject: Subject) -> Deny | Flag | None:

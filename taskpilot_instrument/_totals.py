@@ -3,6 +3,7 @@
 import threading
 from decimal import Decimal
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument._records import Checked, LLMCall
 from taskpilot_instrument.pricing import Price
@@ -32,6 +33,10 @@ class Totals:
         #: The agent that finished last: its result is the run's.
         self.agent: str | None = None
         self.checked = Checked.NO
+
+    def after_fork(self) -> None:
+        """Free the lock in a forked process."""
+        _forks.free(self._lock)
 
     def note_check(self, checked: Checked) -> None:
         """Note that something was asked about the run; a check that failed stays noted."""

@@ -1,8 +1,8 @@
 """What users say of results: recorded through the handle, by request, trace or token."""
 
-import threading
 from typing import TYPE_CHECKING, Any
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._assembly import Parts
 from taskpilot_instrument._operation import Recorder, finish_orphans
 from taskpilot_instrument._records import Event
@@ -25,7 +25,7 @@ class Voting:
 
     def __init__(self) -> None:
         self._votes: Feedback | None = None
-        self._votes_lock = threading.Lock()
+        self._votes_lock = _forks.lock()
 
     def record_feedback(
         self,

@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Final
 
 from taskpilot_instrument import _report_command
@@ -19,12 +20,21 @@ examples:
   taskpilot-instrument signals --window 15m     the golden signals of a running page
   taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
   taskpilot-instrument signals --source http://prometheus:9090 --window 1h    of all processes that it scrapes
+  taskpilot-instrument signals --watch 5        again and again; with --fail-on until a verdict is that bad
   taskpilot-instrument budgets --format json    how every budget stands
+  taskpilot-instrument models --window 1h       what each model did, how fast and at what cost
+  taskpilot-instrument models --agent PlannerAgent    the calls of one agent alone
+  taskpilot-instrument experiments              every experiment, and what can be said of it
+  taskpilot-instrument experiments planner-prompt     its variants beside each other
+  taskpilot-instrument serve my_agents          the page of what a module does
   taskpilot-instrument report --period week     the week so far, beside the one before
   taskpilot-instrument prices gpt-4o-mini       what a model costs
   taskpilot-instrument check                    is everything in place?
+  taskpilot-instrument check --prometheus http://127.0.0.1:9090    also rules and scraping
 """
 _URL: Final = "http://127.0.0.1:8080"
+#: Modules of the commands that have one of their own.
+_PLACES: Final = {"models": "_compared", "experiments": "_compared", "check": "_check"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +60,8 @@ def _run(options: Namespace) -> int:
         return _report_command.run(options)
     from taskpilot_instrument import _commands
 
-    return _commands.run(getattr(_commands, options.command), options)
+    place = import_module(f"taskpilot_instrument.{_PLACES.get(options.command, '_commands')}")
+    return _commands.run(getattr(place, options.command), options)
 
 
 def _parser() -> ArgumentParser:
@@ -86,13 +97,24 @@ def _parser() -> ArgumentParser:
     signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
     _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
 
+    models = _asking(commands, "models", "show the models beside each other; exit with 1 where none was called")
+    models.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
+    models.add_argument("--agent", help="only this agent's calls and runs")
+    what = "show experiments; exit with 1 where a variant is worse or an assignment broken"
+    experiments = _asking(commands, "experiments", what)
+    experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")
+    experiments.add_argument("--window", help="how far back, such as 1h; figures of a window are not judged")
+
     _report_command.add_report(commands)
 
     prices = _command(commands, "prices", "show what a model costs")
     prices.add_argument("model", help="such as gpt-4o-mini")
     prices.add_argument("--provider", help="whose price, such as azure")
     prices.add_argument("--tier", help="service tier, such as flex, priority or batch")
-    _command(commands, "check", "verify the installation: settings, patches, receiver of spans, prices, ledger")
+    check = _command(commands, "check", "verify the installation: settings, patches, receiver of spans, prices, ledger")
+    check.add_argument("--model", help="whose price has to be known (default: gpt-4o-mini)")
+    check.add_argument("--prometheus", metavar="URL", help="whether the rules are loaded there, and targets answer")
+    check.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
     return parser
 
 

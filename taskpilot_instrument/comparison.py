@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from taskpilot_instrument._display import UNKNOWN, html_table, milliseconds, percent, span, table, usd
 from taskpilot_instrument._estimates import LEAST_SAMPLE, Estimate, mean, quantile, rate, ratio
@@ -134,6 +134,19 @@ class ModelComparison:
             "caution": _CAUTION,
         }
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Return what :meth:`as_dict` was asked of, such as from the JSON of another process."""
+        return cls(
+            tuple(ModelFigures(**{name: _read(value) for name, value in each.items()}) for each in found["models"]),
+            tuple(
+                Finding(each["figure"], Standing(each["standing"]), each["best"], tuple(each["compared"]))
+                for each in found["findings"]
+            ),
+            found["window_seconds"],
+            found["agent"],
+        )
+
     def __str__(self) -> str:
         if not self.models:
             return f"{self._caption()}: no call yet"
@@ -178,6 +191,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return value.as_dict()
     return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def _read(value: Any) -> Any:
+    """Return what :func:`_plain` was given."""
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == set(Estimate._fields):
+        return Estimate(**value)
+    return MappingProxyType({name: _read(each) for name, each in value.items()})
 
 
 # --- computing ----------------------------------------------------------------------------------

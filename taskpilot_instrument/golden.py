@@ -295,6 +295,7 @@ def compute(
     workflow: str | None = None,
     agent: str | None = None,
     model: str | None = None,
+    own: bool = False,
 ) -> GoldenSignals:
     """Compute the golden signals from what a metrics backend holds.
 
@@ -304,11 +305,12 @@ def compute(
     carries no workflow, so with ``workflow`` it is left out.
 
     :param window: how far to look back, such as ``90s``, ``15m`` or ``24h``; None since the start.
+    :param own: only what this process did, where the workers of a machine share their metrics.
     :raises ConfigurationError: if the window is not of this form, or not between one minute and 24 hours.
     """
     seconds = None if window is None else parse_window(window)
     window_ns = None if seconds is None else seconds * 1_000_000_000
-    sample = backend.golden_sample(window_ns, workflow=workflow, agent=agent, model=model)
+    sample = backend.golden_sample(window_ns, workflow=workflow, agent=agent, model=model, own=own)
     return of_sample(sample, seconds, workflow, agent, model)
 
 

@@ -1,8 +1,9 @@
 """Tell how well the instrumentation itself is doing."""
 
 import itertools
-import threading
 from dataclasses import dataclass
+
+from taskpilot_instrument import _forks
 
 
 class Tally:
@@ -25,7 +26,7 @@ class Tally:
             return seen
 
 
-_lock = threading.Lock()
+_lock = _forks.lock()
 tally = Tally()
 
 

@@ -1,12 +1,11 @@
 """Limits of tokens: for each call, for a run, for an agent and minute."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args
 from weakref import WeakSet
 
-from taskpilot_instrument import _forms
+from taskpilot_instrument import _forks, _forms
 from taskpilot_instrument._definition import check
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._rates import Sliding
@@ -193,7 +192,7 @@ class _PerCall:
 class _PerRun:
     def __init__(self, limit: TokenLimit) -> None:
         self.limit = limit
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._told: WeakSet[Operation] = WeakSet()
 
     def refusal(self, operation: Operation) -> str | None:
@@ -233,10 +232,15 @@ class _PerAgentMinute:
     def __init__(self, limit: TokenLimit, clock: Clock) -> None:
         self.limit = limit
         self._now_ns = clock.monotonic_ns
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._minutes: dict[str, Sliding] = {}
         #: Agents that are beyond the limit, and said to be.
         self._told: set[str] = set()
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Begin with empty minutes: what the parent used is the parent's."""
+        self._minutes, self._told = {}, set()
 
     def refusal(self, operation: Operation) -> str | None:
         with self._lock:

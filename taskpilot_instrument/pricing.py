@@ -5,13 +5,13 @@ user's ``"default"`` entry where there is one, marked as an estimate. What none 
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._money import add, multiply, total
 from taskpilot_instrument._pricebook import Lookup, published_rates, table
 from taskpilot_instrument._unit_prices import CACHE_READ, CACHE_WRITE, INPUT, OUTPUT, Rates
@@ -61,7 +61,7 @@ class PriceTable(MutableMapping[str, ModelPricing]):
 
         :raises ConfigurationError: for an entry that is no price.
         """
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._entries: dict[str, tuple[ModelPricing, Rates]] = {}
         #: Grows with each change, after the change is in force.
         self.version = 0

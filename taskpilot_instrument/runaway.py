@@ -1,12 +1,11 @@
 """Notice a run that goes in circles: the same tool call again and again, a context that only grows, fast spending."""
 
-import threading
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Final, Literal, get_args
 from weakref import WeakKeyDictionary
 
-from taskpilot_instrument import _forms, semconv
+from taskpilot_instrument import _forks, _forms, semconv
 from taskpilot_instrument._definition import check, positive
 from taskpilot_instrument._fingerprint import fingerprint
 from taskpilot_instrument._operation import Operation
@@ -108,7 +107,7 @@ class RunawayDetector:
         self.stops = settings.on_detect == "stop"
         self._most_pico = None if settings.usd_per_minute is None else _pico(settings.usd_per_minute)
         self._now_ns = clock.monotonic_ns
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._runs: WeakKeyDictionary[Operation, _Run] = WeakKeyDictionary()
 
     # --- tool calls -------------------------------------------------------------------------------

@@ -2,21 +2,21 @@
 
 import atexit
 import logging
-import threading
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from taskpilot_instrument import _guard, golden, pricing
+from taskpilot_instrument import _forks, _guard, golden, pricing
 from taskpilot_instrument._answers import Answers
 from taskpilot_instrument._assembly import add_alerts, add_budgets, assemble
-from taskpilot_instrument._backends import capture, meter_provider, price_book, registry, serve_metrics
+from taskpilot_instrument._backends import MetricsServer, capture, meter_provider, price_book, registry
 from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._delivery import Provider, flush_in_time
-from taskpilot_instrument._operation import Recorder, activate, active, finish_orphans
+from taskpilot_instrument._operation import Home, Recorder, activate, active, finish_orphans, leave_home
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument._voting import Voting
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from taskpilot_instrument.sinks.ring import Ring
 
 _log = logging.getLogger("taskpilot_instrument")
+#: How long the end of a child process waits for its spans.
+_LAST_S: Final = 5.0
 #: Held while observation is switched on or off.
-lock = threading.RLock()
+lock = _forks.rlock()
 #: Those in force, the latest last: the testing kit's comes on top of the application's.
 _running: "list[Instrumentation]" = []
 
@@ -55,7 +57,7 @@ class Instrumentation(Answers, Voting):
         self._clock = settings.clock or Clock(time.perf_counter_ns, time.time_ns)
         self._patches: list[Switch] = []
         self._frameworks = _frameworks(settings)
-        self._server: Any = None
+        self._server: MetricsServer | None = None
         Voting.__init__(self)
         self._ring: Ring | None = None
         self._seen_before, self._swallowed_before = tally.calls_seen(), _guard.swallowed()
@@ -78,9 +80,8 @@ class Instrumentation(Answers, Voting):
             )
             opened.callback(self.logs.close)
             if settings.enabled and settings.metrics_port is not None:
-                self._server = serve_metrics(settings.metrics_port, settings.metrics_address, self.metrics.registry)
-                opened.callback(self._server.server_close)
-                opened.callback(self._server.shutdown)
+                self._server = MetricsServer(settings.metrics_port, settings.metrics_address, self.metrics)
+                opened.callback(self._server.close)
             traces = TraceSink(
                 self._provider.tracer(),
                 content_on_spans=settings.content_on_spans,
@@ -105,8 +106,10 @@ class Instrumentation(Answers, Voting):
                 self.parts.controls,
                 self.parts.listeners,
                 Bills(),
+                Home(),
             )
             self._opened = opened.pop_all()
+        _forks.tell(self)
 
     def _otel_metrics(self) -> tuple[Sink, ...]:
         if self._meter_provider is None:
@@ -126,6 +129,22 @@ class Instrumentation(Answers, Voting):
             activate(self._recorder)
             self._patches = _apply_patches(self.settings, self._frameworks)
             atexit.register(self._at_exit)
+        process: Any = sys.modules.get("multiprocessing.process")
+        if process is not None and process.parent_process() is not None:
+            _deliver_at_end(self)
+
+    def after_fork(self) -> None:
+        """Go on in a forked process: what is under way or counted here is the parent's."""
+        before = self._recorder
+        before.home.is_left = True
+        self._recorder = before._replace(home=Home())
+        if active() is before:
+            activate(self._recorder)
+        leave_home()
+        self._seen_before, self._swallowed_before = tally.calls_seen(), _guard.swallowed()
+        util: Any = sys.modules.get("multiprocessing.util")
+        if util is not None:  # it forgets what is to be done at the end, and then asks here again
+            util.register_after_fork(self, _deliver_at_end)
 
     def uninstrument(self) -> None:
         """Take away everything that ``instrument()`` added: patches, metric families, servers, streams.
@@ -191,7 +210,7 @@ class Instrumentation(Answers, Voting):
         from taskpilot_instrument.sinks._pushgateway import push
 
         finish_orphans()
-        push(self.metrics.registry, gateway, job, grouping_key, timeout_s)
+        push(self.metrics.scraped, gateway, job, grouping_key, timeout_s)
 
     def _at_exit(self) -> None:
         abandon_open_streams(self._recorder)
@@ -200,6 +219,13 @@ class Instrumentation(Answers, Voting):
             self.parts.spending.close()
         if self.parts.alerts is not None:
             self.parts.alerts.flush()
+        if self.parts.history is not None:
+            self.parts.history.flush()
+
+    def deliver(self) -> None:
+        """Send what is waiting at the end of a process of ``multiprocessing``, which runs no ``atexit`` functions."""
+        self._at_exit()
+        self._provider.flush(_LAST_S)
 
     def __enter__(self) -> Self:
         return self
@@ -238,10 +264,11 @@ class Instrumentation(Answers, Voting):
     @property
     def metrics_url(self) -> str | None:
         """Where ``/metrics`` is served; None where it is not."""
-        if self._server is None:
+        port = self._server.port if self._server is not None else None
+        if port is None:
             return None
         address = self.settings.metrics_address
-        return f"http://{f'[{address}]' if ':' in address else address}:{self._server.server_port}/metrics"
+        return f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
     @property
     def tracer_provider(self) -> "TracerProvider":
@@ -280,7 +307,7 @@ class Instrumentation(Answers, Voting):
             if self._ring is None:
                 from taskpilot_instrument.sinks.ring import Ring
 
-                self._ring = Ring(redactor(self.settings.redact))
+                self._ring = Ring(redactor(self.settings.redact), self._clock.epoch_ns)
                 self._extend(sinks=(self._ring,))
             return self._ring
 
@@ -289,7 +316,7 @@ class Instrumentation(Answers, Voting):
         finish_orphans()
         before = self._swallowed_before
         errors = {where: n - before.get(where, 0) for where, n in _guard.swallowed().items()}
-        signals = golden.compute(self.metrics)
+        signals = golden.compute(self.metrics, own=True)
         exported, dropped, pending = self._provider.delivery()
         return Health(
             active=self in _running,
@@ -305,6 +332,13 @@ class Instrumentation(Answers, Voting):
             spans_dropped=dropped,
             spans_pending=pending,
         )
+
+
+def _deliver_at_end(handle: Instrumentation) -> None:
+    """Have a process of ``multiprocessing`` deliver at its end."""
+    from multiprocessing.util import Finalize
+
+    Finalize(None, handle.deliver, exitpriority=10)
 
 
 def _label_overflow(metrics: MetricsBackend) -> dict[str, int]:

@@ -105,7 +105,7 @@ class Captured:
     def prometheus_text(self) -> str:
         """What ``/metrics`` would serve."""
         finish_orphans()
-        return generate_latest(self.handle.metrics.registry).decode()
+        return generate_latest(self.handle.metrics.scraped).decode()
 
     def golden_signals(self, **filters: Any) -> GoldenSignals:
         """Compute the golden signals of what was recorded."""

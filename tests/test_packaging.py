@@ -37,6 +37,7 @@ LEVELS: Final = {
     "_display": 1,
     "_fingerprint": 1,
     "_forms": 1,
+    "_forks": 1,
     "_guard": 1,
     "_hourly": 1,
     "context": 1,
@@ -121,8 +122,11 @@ LEVELS: Final = {
     "runtime": 5,
     "tracking": 5,
     "workflow": 5,
+    "_check": 6,
     "_commands": 6,
+    "_compared": 6,
     "_demo": 6,
+    "_ending": 6,
     "_report_command": 6,
     "_trace_tree": 6,
     "cli": 6,
@@ -274,7 +278,7 @@ def test_the_wheel_holds_the_package_and_the_example(wheel: zipfile.ZipFile) -> 
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
 
     page = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / NAME / "web").glob("page.*")}
-    assert len(page) == 3
+    assert len(page) == 6
     assert sources | page | {f"{NAME}/py.typed", f"{NAME}/_examples/taskpilot_workflow.py"} == shipped
 
 

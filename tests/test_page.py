@@ -90,7 +90,7 @@ def test_it_loads_and_moves(browser: Any, shown: tuple[Captured, Server], client
     assert page.page.locator(".waterfall", has_text="chat gpt-4o-mini").is_visible()
     assert "100.0 %" in page.page.locator("#signal-success_rate").inner_text()
     assert "daily" in page.page.locator("#budgets").inner_text()
-    assert "gpt-4o-mini" in page.page.locator("#cost-model").inner_text()
+    assert "gpt-4o-mini" in page.page.locator("#models").inner_text()
     assert [] == page.close()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument.embedded._answer import Answer, json_answer
 from taskpilot_instrument.embedded._reply import Reply
 
@@ -38,6 +39,13 @@ class Listener(ThreadingHTTPServer):
         self._guard = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL,), name=_THREAD_NAME, daemon=True)
         self._thread.start()
+        self._is_left = False
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Leave the port to the parent: here is no thread that would answer."""
+        self._is_left = True
+        self.socket.close()
 
     @property
     def port(self) -> int:
@@ -47,6 +55,8 @@ class Listener(ThreadingHTTPServer):
     def close(self) -> None:
         """Stop listening and end every connection, also one that waits in a delay."""
         self.stopping.set()
+        if self._is_left:
+            return
         self.shutdown()
         self._thread.join()
         self.server_close()

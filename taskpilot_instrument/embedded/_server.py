@@ -1,11 +1,11 @@
 """The server's life and memory: start, stop, script, and what was asked."""
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Final, Self
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument.embedded._answer import ENDPOINTS, Answer, answer, json_answer
 from taskpilot_instrument.embedded._http import Listener
 from taskpilot_instrument.embedded._reply import Received, Reply
@@ -34,7 +34,7 @@ class EmbeddedServer:
         self._stored: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._keep = keep
         self._numbers = count(1)
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._listener: Listener | None = None
 
     # --- life -----------------------------------------------------------------------------------

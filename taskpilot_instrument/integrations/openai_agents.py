@@ -19,11 +19,11 @@ decorated with ``@observed_tool``.
 
 import asyncio
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, active, current
@@ -68,7 +68,7 @@ class _Open(NamedTuple):
     handled: BaseException | None
 
 
-_lock = threading.Lock()
+_lock = _forks.lock()
 _open: "OrderedDict[int, _Open]" = OrderedDict()
 
 

@@ -1,11 +1,11 @@
 """Follow the responses of one WebSocket connection, from what asks for each to what ends it."""
 
-import threading
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, NamedTuple
 
 from opentelemetry.context import attach, get_current
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._bodies import as_object
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, Recorder, active, current
@@ -66,7 +66,7 @@ class Session:
         self._place: Place
         #: The message that a gate refused last.
         self.refused: Any = None
-        self._lock = threading.RLock()  # re-entrant: the collector may end the connection while this thread is here
+        self._lock = _forks.rlock()  # re-entrant: the collector may end the connection while this thread is here
         self._asked: list[Turn] = []
         self._open: dict[str, Turn] = {}
         #: The model that answers, as the session itself tells.

@@ -1,16 +1,18 @@
 """Metrics under names of the caller's own: each a family, in a bounded number."""
 
 import logging
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.metrics_core import Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.values import ValueClass
 
-from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument import _forks
+from taskpilot_instrument._money import Spend
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.sinks._names import looks_like_alias, sanitise
 from taskpilot_instrument.sinks._sketch import Sketch
@@ -28,23 +30,35 @@ class CustomCounter(Collector):
 
     def __init__(self, name: str, alias: str, registry: CollectorRegistry) -> None:
         self.name = name
-        self.total = ZERO
         self._alias = alias
-        self._lock = threading.RLock()
+        self._text = f"Counter {name!r} of the application."
+        self._lock = _forks.rlock()
+        self.clear()
         registry.register(self)
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        # Also written where prometheus_client's own metrics are, so that workers add theirs up.
+        written = ValueClass("unknown", self._alias, self._alias, (), (), self._text)
+        self._spend = Spend(written.inc)
+
+    @property
+    def total(self) -> Decimal:
+        """What was added, exactly."""
+        return self._spend.exact
 
     def add(self, amount: Decimal) -> None:
         """Add an exact amount."""
         with self._lock:
-            self.total = add(self.total, amount)
+            self._spend.add(amount)
 
     def describe(self) -> Iterator[Metric]:
         """Yield the family without samples."""
-        yield UnknownMetricFamily(self._alias, f"Counter {self.name!r} of the application.")
+        yield UnknownMetricFamily(self._alias, self._text)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family."""
-        yield UnknownMetricFamily(self._alias, f"Counter {self.name!r} of the application.", value=float(self.total))
+        yield UnknownMetricFamily(self._alias, self._text, value=float(self.total))
 
 
 class CustomHistogram:
@@ -52,11 +66,22 @@ class CustomHistogram:
 
     def __init__(self, name: str, alias: str, registry: CollectorRegistry) -> None:
         self.name = name
+        self._alias = alias
+        self._registry = registry
+        self._lock = _forks.rlock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._sketch = Sketch()
-        self._lock = threading.RLock()
         self.collector = Histogram(
-            alias, f"Histogram {name!r} of the application.", registry=registry, buckets=_BUCKETS
+            self._alias, f"Histogram {self.name!r} of the application.", registry=self._registry, buckets=_BUCKETS
         )
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        with suppress(KeyError):  # the application may have emptied its registry itself
+            self._registry.unregister(self.collector)
+        self._begin()
 
     def add(self, value: float) -> None:
         """Count one value."""
@@ -79,7 +104,7 @@ class Customs:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._families: dict[str, CustomCounter | CustomHistogram] = {}
-        self._lock = threading.RLock()
+        self._lock = _forks.rlock()
         self._full = False
 
     def counter(self, name: str) -> CustomCounter | None:

@@ -4,7 +4,6 @@ The children are prometheus_client's own, so multiprocess mode, exemplars and ev
 work. The families are collected together by one collector of ours, which adds what was written directly by name.
 """
 
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -14,11 +13,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._operation import finish_orphans
 from taskpilot_instrument.semconv import DURATION_BUCKETS, METRIC_LABELS, NONE, OTHER
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, Node
 from taskpilot_instrument.sinks._said import Said, spread
+from taskpilot_instrument.sinks._scrape import merged
+from taskpilot_instrument.sinks._workers import is_shared
 
 _HELP: Final = {
     semconv.M_WORKFLOW_RUNS: "Workflow runs by outcome.",
@@ -62,7 +63,7 @@ class Labels:
         self._cap = cap
         self._overflow = overflow
         self._known: dict[str, dict[str, str]] = {}
-        self._lock = threading.RLock()
+        self._lock = _forks.rlock()
 
     def admit(self, label: str, value: str | None) -> str:
         """Return the value under which to count.
@@ -99,12 +100,16 @@ class Families(Collector):
     def __init__(self, label_cap: int, said: Callable[[], Said]) -> None:
         self._said = said
         self._most_children = label_cap * _COMBINATIONS_PER_VALUE
+        self.clear()
+        self._resolved: dict[str, set[tuple[str, ...]]] = {name: set() for name in _HELP}
+        self.labels = Labels(label_cap, self.count_overflow)
+
+    def clear(self) -> None:
+        """Begin at zero, with locks of prometheus_client that nobody holds."""
         self._counters = {name: Counter(name, text, METRIC_LABELS[name], registry=None)
                           for name, text in _HELP.items() if not name.endswith("_seconds")}  # fmt: skip
         self._histograms = {name: Histogram(name, text, METRIC_LABELS[name], registry=None, buckets=DURATION_BUCKETS)
                             for name, text in _HELP.items() if name.endswith("_seconds")}  # fmt: skip
-        self._resolved: dict[str, set[tuple[str, ...]]] = {name: set() for name in _HELP}
-        self.labels = Labels(label_cap, self.count_overflow)
 
     def counter(self, family: str, *values: str | None) -> Counter:
         """Return the child that counts under these label values."""
@@ -126,19 +131,30 @@ class Families(Collector):
             seen.add(admitted)
         return admitted
 
-    def samples(self, family: str) -> Iterable[Sample]:
-        """Return what a histogram has observed."""
-        return [sample for metric in self._histograms[family].collect() for sample in metric.samples]
+    def samples(self, *histograms: str) -> dict[str, list[Sample]]:
+        """Return what histograms have observed."""
+        return {name: metric.samples for name, metric in self._collected(histograms).items()}
+
+    def _collected(self, names: Iterable[str]) -> dict[str, Metric]:
+        """Return families as they stand, those of all workers together where these share theirs."""
+        own = {name: self._counters.get(name) or self._histograms[name] for name in names}
+        if not is_shared():
+            return {name: next(iter(family.collect())) for name, family in own.items()}
+        kinds = {"histogram" if name in self._histograms else "counter" for name in own}
+        together = {metric.name: metric for metric in merged(*kinds)}
+        return {
+            name: together.get(name.removesuffix("_total")) or next(iter(family.describe()))
+            for name, family in own.items()
+        }
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, with direct writes added."""
         finish_orphans()
         said = self._said()
-        for name in _HELP:
-            for metric in (self._counters.get(name) or self._histograms[name]).collect():
-                if name in DIMENSIONS and name not in HISTOGRAMS:
-                    _add_said(metric, name, said)
-                yield metric
+        for name, metric in self._collected(_HELP).items():
+            if name in DIMENSIONS and name not in HISTOGRAMS:
+                _add_said(metric, name, said)
+            yield metric
 
     def describe(self) -> Iterator[Metric]:
         """Yield every family without its samples, so that the registry knows the names."""
@@ -180,7 +196,9 @@ def _add_said(metric: Metric, family: str, said: Said) -> None:
     if not any(node.family == family for node in said):
         return
     index = {
-        tuple(sample.labels.values()): place for place, sample in enumerate(metric.samples) if sample.name == family
+        tuple(sample.labels[label] for label in METRIC_LABELS[family]): place
+        for place, sample in enumerate(metric.samples)
+        if sample.name == family
     }
     for at, amount in spread(said, Node(family, (None,) * len(dimensions))):
         labels = dict.fromkeys(METRIC_LABELS[family], NONE) | dict(zip(dimensions, at, strict=True))

@@ -2,14 +2,13 @@
 
 import logging
 import math
-import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, ParamSpec, TypeVar
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._guard import count
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._ledger_records import Ledger
 
 _log = logging.getLogger("taskpilot_instrument")
@@ -40,7 +39,7 @@ class Circuit:
         self.failures = 0
         self.turned_away = 0
         self._now_s = now_s
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._pause_s = 0.0
         self._next_try_at = 0.0
         #: How many calls in a row were slow, one after the other, and when the last of them ended.
@@ -59,7 +58,6 @@ class Circuit:
         self.accounts = self._guarded(ledger.accounts)
         self.votes = self._guarded(ledger.votes)
         self.rollups = self._guarded(ledger.rollups)
-        tell_of_forks(self)
 
     @property
     def is_open(self) -> bool:
@@ -69,14 +67,6 @@ class Circuit:
     def close(self) -> None:
         """Close the store."""
         self.ledger.close()
-
-    def before_fork(self) -> None:
-        """Do nothing: the lock is only held for a moment, and the child has a new one."""
-
-    def after_fork(self, *, child: bool) -> None:
-        """Do not wait for a thread that the child does not have."""
-        if child:
-            self._lock = threading.Lock()
 
     def _guarded(self, method: Callable[P, R]) -> Callable[P, R]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

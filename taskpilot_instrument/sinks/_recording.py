@@ -17,7 +17,8 @@ from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, Toke
 from taskpilot_instrument.sinks._calls import Calls
 from taskpilot_instrument.sinks._families import Families, adder, observer
 from taskpilot_instrument.sinks._trials import Trials
-from taskpilot_instrument.sinks._windows import Cell, CellKey, Windows
+from taskpilot_instrument.sinks._windows import Cell, CellKey
+from taskpilot_instrument.sinks._workers import open_windows
 
 #: Bound entries kept; beyond that many combinations an entry is bound anew for each record.
 _MOST_ENTRIES: Final = 10_000
@@ -68,7 +69,7 @@ class Recording:
     where = "metric"
 
     def __init__(self, monotonic_ns: Callable[[], int], label_cap: int) -> None:
-        self.windows = Windows(monotonic_ns)
+        self.windows = open_windows(monotonic_ns)
         self.families = Families(label_cap, self.windows.said)
         self._lock = self.windows.lock
         self.trials = Trials(monotonic_ns, self.families)
@@ -77,6 +78,14 @@ class Recording:
         self._runs: dict[_Raw, _Run] = {}
         self._calls: dict[_Raw, _Call] = {}
         self._spends: dict[tuple[str, ...], Spend] = {}
+
+    def after_fork(self) -> None:
+        """Begin at zero: what the parent counted is the parent's to tell."""
+        self.windows.after_fork()
+        self.families.clear()
+        self.trials.clear()
+        self.tracked = 0
+        self._runs, self._calls, self._spends = {}, {}, {}
 
     # --- finished operations --------------------------------------------------------------------
 

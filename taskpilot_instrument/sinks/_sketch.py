@@ -35,6 +35,16 @@ class Sketch:
         self.low = inf
         self.high = -inf
 
+    @classmethod
+    def of(cls, bins: dict[int, int], total: float) -> Self:
+        """Return a sketch of values of which only the bins and the sum are known."""
+        made = cls()
+        made._bins = {key: seen for key, seen in bins.items() if seen > 0}
+        if made._bins:
+            made.count, made.total = sum(made._bins.values()), total
+            made.low, made.high = _MAPPING.value(min(made._bins)), _MAPPING.value(max(made._bins))
+        return made
+
     def add(self, value: float) -> None:
         """Count one value.
 
@@ -103,6 +113,26 @@ class Sketch:
     def items(self) -> Iterable[tuple[int, int]]:
         """Return bins and their counts, in no order."""
         return zip(*self._packed, strict=True) if self._packed is not None else self._bins.items()
+
+
+class ToldSketch(Sketch):
+    """A sketch that knows which of its bins have changed since they were asked for."""
+
+    __slots__ = ("_changed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed: set[int] = set()
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        super().add(value)
+        self._changed.add(_bin_of(value) if value > _SMALLEST else _SMALLEST_BIN)
+
+    def changes(self) -> Iterable[tuple[int, int]]:
+        """Return the bins that have changed, and their counts."""
+        changed, self._changed = self._changed, set()
+        return self.items() if self._packed is not None else [(key, self._bins[key]) for key in changed]
 
 
 def merged(sketches: Iterable[Sketch]) -> Sketch:

@@ -112,6 +112,11 @@ class Trials:
         self.lock = self.windows.lock
         self.trials: dict[str, Trial] = {}
 
+    def clear(self) -> None:
+        """Begin empty."""
+        self.windows.clear()
+        self.trials, self._bound, self._spends = {}, {}, {}
+
     # --- writing ----------------------------------------------------------------------------------
 
     def finished(self, record: Finished) -> None:

@@ -6,18 +6,17 @@ each stretch of time from the finest tier that still has it whole. Where load is
 its budget, its oldest buckets go first: that costs resolution, and only in the last tier history.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
 from taskpilot_instrument._waste import NO_WASTE
 from taskpilot_instrument.semconv import OTHER, Kind
 from taskpilot_instrument.sinks._calls import BIN_BYTES, Calls
-from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._sketch import Sketch
 
@@ -216,6 +215,15 @@ class Tier:
             if closed.start_ns < until_ns:
                 yield closed.bucket
 
+    def since(self, from_ns: int) -> Iterator[tuple[int, Bucket]]:
+        """Yield each bucket that begins at ``from_ns`` or later, and when that is; of the open one a copy."""
+        if self.open_ns >= from_ns:
+            yield self.open_ns, self.open.copy()
+        for closed in reversed(self._closed):
+            if closed.start_ns < from_ns:
+                return
+            yield closed.start_ns, closed.bucket
+
 
 class Windows:
     """Cells over time. Hold :attr:`lock` to write through :meth:`cell` and :meth:`bucket`.
@@ -225,24 +233,23 @@ class Windows:
 
     def __init__(self, now_ns: Callable[[], int], tiers: tuple[TierSpec, ...] = TIERS) -> None:
         # Re-entrant, because the collector may end an abandoned stream while this very thread writes.
-        self.lock = threading.RLock()
+        self.lock: Any = _forks.rlock()
         self._now_ns = now_ns
-        now = now_ns()
-        self._tiers = tuple(Tier(spec, now) for spec in tiers)
+        self._specs = tiers
+        self.clear()
+
+    def after_fork(self) -> None:
+        """Leave to the parent what it has counted."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin empty."""
+        now = self._now_ns()
+        self._tiers = tuple(Tier(spec, now) for spec in self._specs)
         self._finest = self._tiers[0]
         self._ends_ns = self._finest.open_ns + self._finest.spec.width_ns
         self._all_time = Bucket()
-        self._forking = False
-        tell_of_forks(self)
-
-    def before_fork(self) -> None:
-        """Wait until nobody counts: in the child nobody would ever be done."""
-        self._forking = self.lock.acquire(timeout=1)
-
-    def after_fork(self, *, child: bool) -> None:  # noqa: ARG002 - the thread that took the lock is in both
-        """Go on."""
-        if self._forking:
-            self.lock.release()
+        self.began_ns = now
 
     @property
     def size(self) -> int:
@@ -262,8 +269,16 @@ class Windows:
         bucket = self._finest.open if self._now_ns() < self._ends_ns else self.bucket()
         return bucket.cells.get(key) or bucket.cell(key, self._finest.spec.cells)
 
+    def say(self, node: Node, amount: Decimal) -> None:
+        """Note a direct write."""
+        self.bucket().say(node, amount)
+
     def select(self, window_ns: int | None = None) -> list[Bucket]:
-        """Return buckets to read: those of the last ``window_ns``, or of all time where that is None.
+        """Return buckets to read; those of all processes where these share theirs."""
+        return self.own(window_ns)
+
+    def own(self, window_ns: int | None = None) -> list[Bucket]:
+        """Return buckets of this process: those of the last ``window_ns``, or of all time where that is None.
 
         The oldest is taken whole, so the window reaches back further than asked by up to one bucket: five seconds
         within the last hour, a minute within a day.
@@ -277,6 +292,32 @@ class Windows:
             for level in range(1, len(self._tiers)):
                 self._roll(level, now)
             return [opened, *self._since(now - window_ns)]
+
+    def now(self, width_ns: int) -> int:
+        """Return the number of the current stretch of ``width_ns``."""
+        return self._now_ns() // width_ns
+
+    def stretches(self, width_ns: int, first: int) -> dict[int, list[Bucket]]:
+        """Return the buckets of each stretch of time in which there was anything, by its number.
+
+        Read from the coarsest tier that fits, and where that has dropped its oldest buckets, the oldest are missing.
+
+        :param width_ns: of a stretch; a multiple of five seconds, beyond a minute of a minute.
+        :param first: the stretch to begin with; see :meth:`now`.
+        """
+        found: dict[int, list[Bucket]] = {}
+        with self.lock:
+            self.bucket()
+            now = self._now_ns()
+            for level in range(1, len(self._tiers)):
+                self._roll(level, now)
+            fitting = [tier for tier in self._tiers if width_ns % tier.spec.width_ns == 0]
+            # What the open buckets of finer tiers hold has not been poured into the coarser ones yet.
+            opened = [(tier.open_ns, tier.open.copy()) for tier in fitting[:-1]]
+            for start_ns, bucket in (*opened, *fitting[-1].since(first * width_ns)):
+                if start_ns >= first * width_ns:
+                    found.setdefault(start_ns // width_ns, []).append(bucket)
+        return found
 
     def said(self) -> dict[Node, Decimal]:
         """Return what was written directly since the start."""

@@ -11,7 +11,7 @@ from time import monotonic_ns, time_ns
 
 from prometheus_client import CollectorRegistry
 
-from taskpilot_instrument import _guard, semconv
+from taskpilot_instrument import _forks, _guard, semconv
 from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind
@@ -20,9 +20,11 @@ from taskpilot_instrument.sinks._custom import CustomCounter, CustomHistogram, C
 from taskpilot_instrument.sinks._figures import Figures, figures, golden_sample, latency, waste_by_agent
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, STATIC, Node, names_with, parse
 from taskpilot_instrument.sinks._recording import Recording
+from taskpilot_instrument.sinks._scrape import shared_registry
 from taskpilot_instrument.sinks._signals import Sample, dictionary
 from taskpilot_instrument.sinks._sketch import Sketch
 from taskpilot_instrument.sinks._windows import CellKey
+from taskpilot_instrument.sinks._workers import is_shared
 from taskpilot_instrument.typing import Clock
 
 Stats = dict[str, float | None]
@@ -54,6 +56,10 @@ class MetricsBackend(Recording):
         self._customs = Customs(self.registry)
         self._aliases = Aliases(self._alias_figures) if aliases else None
         self._closed = False
+        #: True where the workers of this machine share their metrics.
+        self.is_shared = is_shared()
+        #: What to serve: the registry, or where metrics are shared one with those of all workers.
+        self.scraped = shared_registry() if self.is_shared else self.registry
         try:
             self.registry.register(self.families)
         except ValueError as error:
@@ -63,7 +69,20 @@ class MetricsBackend(Recording):
             ) from error
         if self._aliases is not None:
             self._aliases.register(self.registry)
+        if self.is_shared:
+            self.scraped.register(self.families)
+            if self._aliases is not None:
+                self.scraped.register(self._aliases)
         _guard.policy.listeners.append(self._count_error)
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Begin at zero: what the parent counted is the parent's to tell."""
+        for registry in (self.registry, self.scraped):
+            _forks.free(getattr(registry, "_lock", None))  # a thread of the parent may have been scraping
+        super().after_fork()
+        for custom in self._customs.all():
+            custom.clear()
 
     def close(self) -> None:
         """Leave the registry; what was counted stays readable from Python."""
@@ -105,7 +124,7 @@ class MetricsBackend(Recording):
             for label, value in zip(DIMENSIONS[node.family], node.at, strict=True)
         )
         with self._lock:
-            self.windows.bucket().say(Node(node.family, at), amount)
+            self.windows.say(Node(node.family, at), amount)
 
     def record_histogram(self, name: str, value: float) -> None:
         """Count one value of a histogram.
@@ -190,12 +209,15 @@ class MetricsBackend(Recording):
         workflow: str | None = None,
         agent: str | None = None,
         model: str | None = None,
+        own: bool = False,
     ) -> Sample:
         """Return the counts and sums behind the golden signals.
 
         :param window_ns: how far to look back; None for all time.
+        :param own: only those of this process, where many share theirs.
         """
-        return golden_sample(self.windows.select(window_ns), workflow, agent, model)
+        look = self.windows.own if own else self.windows.select
+        return golden_sample(look(window_ns), workflow, agent, model)
 
     def waste(self, window_ns: int | None = None) -> dict[str, Waste]:
         """Return what each agent's LLM calls wasted, the most expensive first; ``none`` is calls without an agent.
@@ -221,7 +243,7 @@ class MetricsBackend(Recording):
 
     def _alias_figures(self) -> dict[str, Figure]:
         known = self._figures()
-        timed = {family: self.families.samples(family) for family in HISTOGRAMS}
+        timed = self.families.samples(*HISTOGRAMS)
         result: dict[str, Figure] = {}
         for name, node in self._names(known).items():
             if node.family in HISTOGRAMS:

@@ -1,11 +1,10 @@
 """The latest runs and events in memory: what the live page shows in place of Jaeger and Kibana."""
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from taskpilot_instrument import semconv
+from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument.redaction import capture_text
@@ -25,18 +24,28 @@ class Ring:
     """A sink that keeps the latest runs as trees of JSON, and the latest decisions and errors.
 
     :param redact: what messages of errors pass through.
+    :param epoch_ns: the time of events that come from outside of a run, such as feedback.
     """
 
     where = "ring"
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, redact: Callable[[str], str], epoch_ns: Callable[[], int]) -> None:
         self._redact = redact
-        self._lock = threading.Lock()
+        self._epoch_ns = epoch_ns
+        self._lock = _forks.lock()
         self._open: OrderedDict[int, list[Node]] = OrderedDict()
         self._runs: deque[Node] = deque(maxlen=_MOST_RUNS)
         self._events: deque[Node] = deque(maxlen=_MOST_EVENTS)
         #: Grows with every change.
         self.version = 0
+        _forks.tell(self)
+
+    def after_fork(self) -> None:
+        """Begin empty: what is here is the parent's to show."""
+        self._open.clear()
+        self._runs.clear()
+        self._events.clear()
+        self.version += 1
 
     # --- as a sink --------------------------------------------------------------------------------
 
@@ -76,8 +85,7 @@ class Ring:
             semconv.REQUEST_ID: operation.ids.request_id if operation is not None
             else event.details.get(semconv.REQUEST_ID),
         }  # fmt: skip
-        clock = operation.recorder.clock if operation is not None else None
-        self._keep(clock.epoch_ns() if clock is not None else 0, event.name, event.message, about)
+        self._keep(self._epoch_ns(), event.name, event.message, about)
 
     def _keep(self, at_ns: int, name: str, message: str, about: dict[str, Any]) -> None:
         reason = about.get("reason")

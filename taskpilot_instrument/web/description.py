@@ -22,6 +22,10 @@ def _query(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
 
 
+def _path(name: str, description: str) -> dict[str, Any]:
+    return {**_query(name, description), "in": "path", "required": True}
+
+
 _WINDOW: Final = _query("window", "how far back, such as 15m or 1h; since the start by default")
 
 DESCRIPTION: Final[dict[str, Any]] = {
@@ -80,6 +84,17 @@ DESCRIPTION: Final[dict[str, Any]] = {
             }
         },
         "/budgets": _get("How every budget stands"),
+        "/models": _get(
+            "How the models stand beside each other: success, speed, cost and correctness, with 95 % intervals",
+            _WINDOW,
+            _query("agent", "only this agent's calls and runs"),
+        ),
+        "/experiments": _get("The names of the experiments"),
+        "/experiments/{name}": _get(
+            "What the variants of an experiment came to, and whether they differ",
+            _path("name", "of the experiment"),
+            _query("window", "how far back, such as 1h; figures of a window are not judged"),
+        ),
         "/runs": _get("The latest runs, as span trees"),
         "/state": _get("All that the page shows", _WINDOW),
         "/healthz": _get("Whether the server lives"),

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
+from taskpilot_instrument.web.assets import TYPES
 from taskpilot_instrument.web.problems import problem
 
 Scope = MutableMapping[str, Any]
@@ -20,7 +21,7 @@ _MOST_CLIENTS: Final = 10_000
 #: A page of somebody else's that a browser loaded may not ask a loopback server by another name (DNS rebinding).
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]", "::1", "testserver"})
 #: Served without a token: the empty page asks for it, and probes have none.
-_OPEN_PATHS: Final = frozenset({"/", "/page.js", "/page.css", "/healthz"})
+_OPEN_PATHS: Final = frozenset({*TYPES, "/healthz"})
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

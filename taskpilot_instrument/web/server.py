@@ -48,8 +48,9 @@ class Server:
         return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
 
     def stop(self) -> None:
-        """Stop it; pages that watch are let go."""
+        """Stop it; pages that watch are let go, what is being answered is given two seconds."""
         self._server.should_exit = True
+        self._thread.join(2)
         self._server.force_exit = True
         self._thread.join(10)
 
@@ -94,6 +95,15 @@ def serve(
         raise ConfigurationError("the page needs: pip install 'taskpilot-instrument[web]'") from error
     shown = handle or instrumentation()
     hosts = LOOPBACK if host in _LOCAL_ADDRESSES else None
-    app = create_app(shown, token=token, hosts=hosts, cors_origins=cors_origins, source=source)
+    running: list[uvicorn.Server] = []
+    app = create_app(
+        shown,
+        token=token,
+        hosts=hosts,
+        cors_origins=cors_origins,
+        is_stopping=lambda: running[0].should_exit,
+        source=source,
+    )
     config = uvicorn.Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
-    return Server(uvicorn.Server(config), host).start()
+    running.append(uvicorn.Server(config))
+    return Server(running[0], host).start()

@@ -1,9 +1,9 @@
 """Whose golden signals are shown: this process's, or all processes' by a Prometheus that is asked now and then."""
 
-import threading
 import time
 from typing import Any, Final
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument._prometheus import Prometheus
 from taskpilot_instrument.errors import SourceError
 from taskpilot_instrument.golden import GoldenSignals, of_sample
@@ -31,7 +31,7 @@ class Shown:
             Prometheus(source)
         self._source = source
         self._kept: dict[tuple[Any, ...], tuple[float, GoldenSignals | SourceError]] = {}
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
 
     def signals(self, handle: Instrumentation, **asked: str | None) -> GoldenSignals:
         """Return the signals of a window and filter.

@@ -3,29 +3,19 @@
 import math
 from typing import Any, Final
 
-from taskpilot_instrument.errors import LedgerError, SourceError
-from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals
+from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
+from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, parse_window
 from taskpilot_instrument.runtime import Instrumentation
-from taskpilot_instrument.semconv import (
-    AGENT,
-    G_COST_PER_TASK,
-    G_P95_LATENCY_MS,
-    G_SUCCESS_RATE,
-    MODEL,
-    N_COST_AGENT,
-    N_COST_MODEL,
-)
+from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks._signals import percent
-from taskpilot_instrument.sinks.ring import Ring
+from taskpilot_instrument.web.breakdown import by_agent
+from taskpilot_instrument.web.live import Paced
+from taskpilot_instrument.web.series import Series
 from taskpilot_instrument.web.shown import UNKNOWN, Shown
 
-#: How many points a sparkline has, and how many seconds each stands for.
-_POINTS: Final = 30
-_POINT_S: Final = 10
-_SHOWN_RUNS: Final = 30
-_SHOWN_EVENTS: Final = 50
-#: What the dotted names of costs begin with, by what they are told apart by.
-_COST_NAMES: Final = {AGENT: N_COST_AGENT.format(agent=""), MODEL: N_COST_MODEL.format(model="")}
+_SHOWN_RUNS: Final = 25
+_SHOWN_FAILURES: Final = 15
+_SHOWN_EVENTS: Final = 100
 
 
 def signals(found: GoldenSignals) -> dict[str, Any]:
@@ -79,27 +69,58 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
     ]
 
 
-def costs(handle: Instrumentation) -> dict[str, dict[str, float]]:
-    """Return what was spent by agent and by model, in USD."""
-    counters: Any = handle.metrics.get_all_metrics()["counters"]
-    found: dict[str, dict[str, float]] = {by: {} for by in _COST_NAMES}
-    for name, value in counters.items():
-        for by, spent in found.items():
-            prefix = _COST_NAMES[by]
-            if name.startswith(prefix) and value:
-                spent[name.removeprefix(prefix)] = value
-    return {by: dict(sorted(spent.items(), key=lambda item: -item[1])[:20]) for by, spent in found.items()}
+def agents(handle: Instrumentation, seconds: int | None) -> list[dict[str, Any]]:
+    """Return the figures of each agent, those with failures first."""
+    return by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000))
 
 
-def snapshot(handle: Instrumentation, ring: Ring, shown: Shown, window: str | None) -> dict[str, Any]:
-    """Return everything that the page shows."""
-    runs = ring.runs()
-    problems: list[str] = []
+def health(handle: Instrumentation) -> list[str]:
+    """Return what is wrong with the instrumentation itself, so that the figures may not be whole."""
+    found = handle.health()
+    swallowed = ", ".join(f"{where} {count:,}" for where, count in sorted((found.errors_swallowed or {}).items()))
+    return [
+        *([f"not patched: {', '.join(found.missing)}"] if found.missing else []),
+        *([f"errors of its own: {swallowed}"] if swallowed else []),
+        *([f"{found.spans_dropped:,} spans were lost on the way"] if found.spans_dropped else []),
+    ]
+
+
+def models(handle: Instrumentation, window: str | None = None, agent: str | None = None) -> dict[str, Any]:
+    """Return how the models stand beside each other.
+
+    :raises ConfigurationError: for a window that cannot be read.
+    """
+    return handle.compare_models(window=window, agent=agent).as_dict()
+
+
+def experiments(handle: Instrumentation) -> list[dict[str, Any]]:
+    """Return the report of every experiment, or why there is none."""
+    found = []
+    for name in handle.experiment_names():
+        try:
+            found.append(handle.experiment_report(name).as_dict())
+        except ConfigurationError as error:
+            found.append({"experiment": name, "problem": str(error)})
+    return found
+
+
+def snapshot(
+    handle: Instrumentation, series: Series, shown: Shown, window: str | None, paced: Paced | None = None
+) -> dict[str, Any]:
+    """Return everything that the page shows.
+
+    :param paced: who watches may be given comparisons that are a few seconds old, where they take long to make.
+    :raises ConfigurationError: for a window that cannot be read.
+    """
+    seconds = parse_window(window) if window is not None else None
+    ring, problems, paced = handle.ring(), list[str](), paced or Paced()
     try:
         standing = budgets(handle)
     except LedgerError as error:
         standing = []
         problems.append(str(error))
+    runs, over = ring.runs(), series.over(seconds)
+    failed = [run for run in runs[_SHOWN_RUNS:] if run["outcome"] != Outcome.SUCCESS]
     try:
         golden = shown.signals(handle, window=window)
     except SourceError as error:
@@ -108,31 +129,17 @@ def snapshot(handle: Instrumentation, ring: Ring, shown: Shown, window: str | No
     found: dict[str, Any] = clean({
         "service": handle.settings.service_name,
         "signals": signals(golden),
-        "series": _series(runs),
+        "series": over._asdict(),
         "runs": runs[:_SHOWN_RUNS],
+        "older_failures": failed[:_SHOWN_FAILURES],
         "events": ring.events(_SHOWN_EVENTS),
-        "costs": costs(handle),
+        "agents": paced.get("agents", window, lambda: agents(handle, seconds)),
+        "models": paced.get("models", window, lambda: models(handle, window)),
+        "experiments": paced.get("experiments", None, lambda: experiments(handle)),
         "budgets": standing,
         "problems": problems,
+        "health": paced.get("health", None, lambda: health(handle)),
     })  # fmt: skip
-    return found
-
-
-def _series(runs: list[dict[str, Any]]) -> dict[str, list[float | None]]:
-    """Return success rate, latency and cost over time, oldest first; None where nothing ended."""
-    found: dict[str, list[float | None]] = {G_SUCCESS_RATE: [], G_P95_LATENCY_MS: [], G_COST_PER_TASK: []}
-    if not runs:
-        return found
-    latest = max(run["started"] + run["ms"] / 1000 for run in runs)
-    for point in range(_POINTS, 0, -1):
-        since = latest - point * _POINT_S
-        ended = [run for run in runs if since < run["started"] + run["ms"] / 1000 <= since + _POINT_S]
-        well = sum(run["outcome"] == "success" for run in ended)
-        costs = [run["cost_usd"] for run in ended if run["cost_usd"] is not None]
-        latencies = sorted(run["ms"] for run in ended)
-        found[G_SUCCESS_RATE].append(100 * well / len(ended) if ended else None)
-        found[G_P95_LATENCY_MS].append(latencies[math.ceil(0.95 * len(latencies)) - 1] if ended else None)
-        found[G_COST_PER_TASK].append(sum(costs) / well if well else None)
     return found
 
 

@@ -1,0 +1,223 @@
+"""``taskpilot-instrument check``: whether everything is in place."""
+
+import json
+import logging
+import re
+import socket
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Final, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import urlopen
+
+from taskpilot_instrument._commands import BAD, OK, CommandError, show_table
+from taskpilot_instrument.errors import TaskpilotError
+
+_WRONG: Final = "wrong"
+#: What else may be installed, by the extra that brings it.
+_EXTRAS: Final = {"web": "starlette", "cli": "rich", "redis": "redis", "experiments": "scipy"}
+#: Frameworks that can be observed, by what is imported of them.
+_FRAMEWORKS: Final = {
+    "agent_framework": "agent_framework", "openai_agents": "agents", "langchain": "langchain_core",
+    "pydantic_ai": "pydantic_ai",
+}  # fmt: skip
+_OURS: Final = re.compile(r"\btaskpilot_\w+|\bjob:taskpilot_[\w:]+")
+
+
+class Row(NamedTuple):
+    """One part, its state (``ok``, ``off``, ``wrong``) and what there is to say."""
+
+    part: str
+    state: str
+    detail: str
+
+
+def check(options: Namespace) -> int:
+    """Verify an installation; the exit status says whether anything is wrong."""
+    rows = list(_rows(options))
+    if options.format == "json":
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+    else:
+        show_table(Row._fields, rows)
+    return BAD if any(row.state == _WRONG for row in rows) else OK
+
+
+def _rows(options: Namespace) -> Iterator[Row]:
+    from taskpilot_instrument.settings import Settings
+
+    try:
+        settings = Settings()
+    except TaskpilotError as error:
+        yield Row("settings", _WRONG, str(error))
+        return
+    yield Row("settings", "ok", f"service {settings.service_name}")
+    yield from _patches(settings)
+    yield Row("spans", *_spans(settings))
+    yield Row("prices", *_prices(options.model))
+    yield Row("ledger", *_ledger(settings))
+    if options.prometheus is not None:
+        yield from _prometheus(options.prometheus, settings.service_name)
+    else:
+        yield Row("rules", "off", "not looked for: give --prometheus URL")
+    for extra, module in _EXTRAS.items():
+        installed = find_spec(module) is not None
+        yield Row(extra, "ok" if installed else "off", f"{module} is {'' if installed else 'not '}installed")
+
+
+# --- what is observed ---------------------------------------------------------------------------
+
+
+def _patches(settings: Any) -> Iterator[Row]:
+    from taskpilot_instrument._instrument import instrument
+
+    try:
+        with instrument(settings=settings, logs="off", metrics_port=None) as handle:
+            health = handle.health()
+    except TaskpilotError as error:
+        yield Row("instrument()", _WRONG, str(error))
+        return
+    if health.missing:
+        yield Row("patches", _WRONG, f"not found: {', '.join(health.missing)}")
+    elif health.patched:
+        yield Row("patches", "ok", ", ".join(health.patched))
+    else:
+        yield Row("patches", "off", "none: openai is not installed, or observing it is switched off")
+    idle = [name for name, module in _FRAMEWORKS.items() if name not in settings.frameworks and find_spec(module)]
+    observed = ", ".join(settings.frameworks) or "none observed"
+    hint = f"; installed too: {', '.join(idle)} (set TASKPILOT_FRAMEWORKS)" if idle else ""
+    yield Row("frameworks", "ok" if settings.frameworks else "off", f"{observed}{hint}")
+
+
+# --- where spans go -----------------------------------------------------------------------------
+
+
+def _spans(settings: Any) -> tuple[str, str]:
+    """Knock at the receiver, then send it an export without a span, which tells a wrong path and wrong credentials."""
+    from opentelemetry.sdk.trace.export import SpanExportResult
+
+    from taskpilot_instrument._provider import make_exporter
+
+    if settings.otlp_endpoint is None:
+        return "off", "set OTEL_EXPORTER_OTLP_ENDPOINT to send them somewhere"
+    endpoint = settings.otlp_endpoint
+    parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    shown = f"{parts.hostname}:{port}"
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=3).close()
+    except OSError as error:
+        return _WRONG, f"{shown} cannot be reached: {error}"
+    try:
+        exporter = make_exporter(settings)
+    except TaskpilotError as error:
+        return _WRONG, str(error)
+    with _said() as said:
+        taken = exporter.export([]) is SpanExportResult.SUCCESS
+        exporter.shutdown()
+    if taken:
+        return "ok", f"{shown} takes spans ({settings.otlp_protocol})"
+    return _WRONG, f"{shown} takes no spans ({settings.otlp_protocol}): {said[-1] if said else 'it did not say why'}"
+
+
+@contextmanager
+def _said() -> Iterator[list[str]]:
+    """Collect what the exporter logs, which tells nobody else why it failed."""
+    from taskpilot_instrument.redaction import redact
+
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(redact(record.getMessage())[:300])  # type: ignore[method-assign]
+    logger = logging.getLogger("opentelemetry.exporter.otlp")
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield lines
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
+
+
+# --- prices and ledger --------------------------------------------------------------------------
+
+
+def _prices(model: str | None) -> tuple[str, str]:
+    from taskpilot_instrument.pricing import BOOK, price_table_date
+    from taskpilot_instrument.usage import TokenUsage
+
+    name = model or "gpt-4o-mini"
+    price = BOOK.price(TokenUsage(1, 1), name)
+    if price is None:
+        return _WRONG, f'{name} has no known price: set MODEL_PRICING["{name}"] = {{"input": …, "output": …}}'
+    return "ok", f"{name} by {price_table_date() if price.source != 'user' else 'a price of your own'}"
+
+
+def _ledger(settings: Any) -> tuple[str, str]:
+    from taskpilot_instrument.redaction import redact
+    from taskpilot_instrument.sinks.ledger import default_path, open_ledger
+
+    if settings.ledger is None:
+        return "off", f"opened at {default_path()} once budgets need it"
+    try:
+        ledger = open_ledger(settings.ledger)
+        ledger.standings([("check", "total")], time.time())
+        ledger.close()
+    except TaskpilotError as error:
+        return _WRONG, str(error)
+    return "ok", redact(str(settings.ledger))
+
+
+# --- Prometheus ---------------------------------------------------------------------------------
+
+
+def _prometheus(url: str, service: str) -> Iterator[Row]:
+    try:
+        groups = _ask_prometheus(url, "rules")["groups"]
+        targets = _ask_prometheus(url, "query", query=f'up{{job="{service}"}}')["result"]
+    except CommandError as error:
+        yield Row("rules", _WRONG, str(error))
+        return
+    yield Row("rules", *_rules([rule for group in groups for rule in group["rules"]]))
+    up = sum(float(target["value"][1]) for target in targets)
+    if not targets:
+        yield Row("scraping", _WRONG, f'no target has job="{service}", the name of the service')
+    else:
+        yield Row("scraping", "ok" if up == len(targets) else _WRONG, f"{up:.0f} of {len(targets)} targets answer")
+
+
+def _rules(rules: list[dict[str, Any]]) -> tuple[str, str]:
+    """Say whether rules about our metrics are loaded, work, and have every series that they ask for."""
+    ours = [rule for rule in rules if _OURS.search(rule["query"])]
+    alerts = [rule for rule in ours if rule["type"] == "alerting"]
+    if not alerts:
+        return _WRONG, "no alert speaks of taskpilot_ metrics: load observability/prometheus/golden-signals-*.yml"
+    failing = [rule for rule in ours if rule.get("health") == "err"]
+    if failing:
+        return _WRONG, f"{failing[0]['name']} cannot be evaluated: {failing[0].get('lastError', '')[:200]}"
+    recorded = {rule["name"] for rule in rules if rule["type"] == "recording"}
+    asked = {name for rule in ours for name in _OURS.findall(rule["query"]) if name.startswith("job:")}
+    if asked - recorded:
+        return _WRONG, f"nothing records {min(asked - recorded)}: load golden-signals-recording.yml too"
+    firing = sorted(rule["name"] for rule in alerts if rule.get("state") == "firing")
+    return (
+        "ok",
+        f"{len(alerts)} alerts, {len(ours) - len(alerts)} recording rules; firing: {', '.join(firing) or 'none'}",
+    )
+
+
+def _ask_prometheus(url: str, path: str, **query: str) -> Any:
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise CommandError(f"--prometheus={url}: expected an address such as http://127.0.0.1:9090")
+    address = f"{url.rstrip('/')}/api/v1/{path}{f'?{urlencode(query)}' if query else ''}"
+    try:
+        with urlopen(address, timeout=5) as answer:  # noqa: S310 - http, as checked above
+            return json.load(answer)["data"]
+    except HTTPError as error:
+        raise CommandError(f"{url} answered {error.code}") from None
+    except (URLError, OSError) as error:
+        raise CommandError(f"{url} cannot be reached: {getattr(error, 'reason', error)}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(f"{url} did not answer as Prometheus does") from None

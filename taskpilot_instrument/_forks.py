@@ -1,0 +1,67 @@
+"""What begins anew in a forked process.
+
+A child has one thread, and a copy of everything else: a lock that another thread held would stay locked for good, and
+what the parent has counted and not sent yet would be counted and sent twice. So locks made here are free in a child,
+and whoever joined is told to begin anew. Nothing is done in the parent: a fork costs it no time.
+"""
+
+import os
+import threading
+from itertools import count
+from typing import Any, Final, Protocol
+from weakref import WeakSet, WeakValueDictionary
+
+
+class Forked(Protocol):
+    """What begins anew."""
+
+    def after_fork(self) -> None:
+        """Forget what is the parent's; every lock of ours is free by now."""
+
+
+_locks: Final[WeakSet[Any]] = WeakSet()
+#: In the order in which they joined: what is built on others is told after them.
+_told: Final[WeakValueDictionary[int, Forked]] = WeakValueDictionary()
+_numbers: Final = count()
+
+
+def lock() -> threading.Lock:
+    """Return a lock that is free in a forked process."""
+    made = threading.Lock()
+    _locks.add(made)
+    return made
+
+
+def rlock() -> Any:
+    """Return a re-entrant lock that is free in a forked process."""
+    made = threading.RLock()
+    _locks.add(made)
+    return made
+
+
+def free(held: Any) -> None:
+    """Free a lock that somebody may have held when this process was forked; it stays the same object."""
+    renew = getattr(held, "_at_fork_reinit", None)  # what the standard library's own locks are freed by
+    if renew is not None:
+        renew()
+
+
+def tell(one: Forked) -> None:
+    """Tell an object in every forked process, for as long as it lives."""
+    _told[next(_numbers)] = one
+
+
+def _after_in_child() -> None:
+    for each in list(_locks):
+        free(each)
+    for one in list(_told.values()):
+        try:
+            one.after_fork()
+        except Exception as error:
+            from taskpilot_instrument._guard import swallow  # which has a lock of ours itself
+
+            swallow("fork", error)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_in_child)

@@ -1,0 +1,168 @@
+"""Windows that processes share: what any of them reads is what one process would know that had counted everything."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as some
+
+import taskpilot_instrument as tp
+from taskpilot_instrument import semconv
+from taskpilot_instrument._waste import Waste
+from taskpilot_instrument.semconv import NONE, Kind
+from taskpilot_instrument.sinks._figures import figures, golden_sample, model_samples, waste_by_agent
+from taskpilot_instrument.sinks._names import Node
+from taskpilot_instrument.sinks._shelf import Shelf
+from taskpilot_instrument.sinks._windows import Bucket, Cell, CellKey, Windows
+from taskpilot_instrument.sinks._workers import SharedWindows
+
+START_S = 1_700_000_000.0
+AGENTS = some.sampled_from(["PlannerAgent", 'Ågent "quoted"', NONE])
+MODELS = some.sampled_from(["gpt-4o", "m:x", "calls."])
+MILLISECONDS = some.just(0.0) | some.floats(0.001, 1e6)
+MONEY = some.decimals(0, 100, places=9)
+
+
+class Time:
+    """A clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def now_ns(self) -> int:
+        """Monotonic nanoseconds."""
+        return int(self.passed_s * 1e9)
+
+    def now_s(self) -> float:
+        """Seconds since 1970."""
+        return START_S + self.passed_s
+
+
+def call(draw: some.DrawFn) -> tuple[CellKey, Callable[[Cell], None]]:
+    """Draw an LLM call."""
+    key = CellKey(Kind.LLM, "triage", draw(AGENTS), draw(MODELS))
+    usd, milliseconds, won = draw(MONEY), draw(MILLISECONDS), draw(some.booleans())
+    problem, given = draw(some.sampled_from(["APIError", "a:b"])), draw(some.integers(0, 10**9))
+
+    def count(cell: Cell) -> None:
+        calls = cell.of_calls()
+        cell.runs += 1
+        cell.successes += won
+        cell.priced += 1
+        cell.cost += usd
+        cell.input_tokens += given
+        cell.latency.add(milliseconds)
+        calls.spend(usd, whole=True)
+        calls.time(int(milliseconds * 1e6), 5, given)
+        calls.run(usd, won=won)
+        if not won:
+            calls.fail(problem)
+            cell.wasted = cell.wasted.plus(Waste(1, 0, 1, given, usd, 0))
+
+    return key, count
+
+
+def run(draw: some.DrawFn) -> tuple[CellKey, Callable[[Cell], None]]:
+    """Draw a run of a workflow or agent."""
+    kind = draw(some.sampled_from([Kind.WORKFLOW, Kind.AGENT]))
+    key = CellKey(kind, "triage", NONE if kind is Kind.WORKFLOW else draw(AGENTS), NONE)
+    milliseconds, vote = draw(MILLISECONDS), draw(some.sampled_from([1, -1, 0]))
+
+    def count(cell: Cell) -> None:
+        cell.runs += 1
+        cell.checked += 1
+        cell.correct += vote
+        cell.violations += 1
+        cell.latency.add(milliseconds)
+
+    return key, count
+
+
+@some.composite
+def event(draw: some.DrawFn) -> tuple[float, int, Any]:
+    """Draw how long nothing happens, in which process something does, and what."""
+    what = draw(some.sampled_from([call, run]))(draw)
+    return draw(some.sampled_from([0.0, 1.0, 4.0, 70.0])), draw(some.integers(0, 2)), what
+
+
+def answers(buckets: list[Bucket]) -> list[Any]:
+    """Return all that is read of buckets, as far as it is exact."""
+    known = figures(buckets)
+    samples = [
+        golden_sample(buckets, workflow, agent, model)._replace(p95_ms=None)
+        for workflow, agent, model in [(None, None, None), ("triage", "PlannerAgent", None), (None, None, "m:x")]
+    ]
+    models = {
+        name: (
+            found.cell.runs, found.cell.cost, found.calls.problems or {}, found.calls.runs, found.calls.run_cost,
+            found.calls.tokens, found.cell.latency.count, dict(found.cell.latency.items()),
+        )
+        for name, found in sorted(model_samples(buckets, None).items())
+    }  # fmt: skip
+    recorded = {node: value for node, value in known.recorded.items() if value}
+    return [recorded, known.said, samples, waste_by_agent(buckets), models]
+
+
+def p95(buckets: list[Bucket]) -> float | None:
+    """Return the 95th percentile of workflow runs."""
+    return golden_sample(buckets, None, None, None).p95_ms
+
+
+@hypothesis.given(some.lists(event(), max_size=20), some.lists(some.decimals(1, 9, places=6), max_size=4))
+def test_many_processes_know_what_one_would(events: list[Any], said: list[Decimal]) -> None:
+    """Each of three sees the sums of all, in whatever order and buckets of time they counted."""
+    time = Time()
+    with TemporaryDirectory() as folder:
+        several = [SharedWindows(time.now_ns, Shelf(folder), time.now_s) for _ in range(3)]
+        one = Windows(time.now_ns)
+        for gap_s, place, (key, count) in events:
+            time.passed_s += gap_s
+            for windows in (one, several[place]):
+                with windows.lock:
+                    count(windows.cell(key))
+        for place, amount in enumerate(said):
+            node = Node(semconv.M_LLM_COST, ("PlannerAgent", None))
+            one.say(node, amount)
+            several[place % 3].say(node, amount)
+        expected = one.select()
+        for windows in several:
+            assert answers(expected) == answers(windows.select())
+            assert one.said() == windows.said()
+            assert (p95(windows.select()) or 0) == pytest.approx(p95(expected) or 0, rel=0.017, abs=1e-8)
+
+
+@hypothesis.given(
+    some.lists(some.tuples(some.sampled_from([0.5, 7.0, 61.0, 900.0, 4_000.0]), some.integers(0, 1)), max_size=40),
+    some.sampled_from([60, 300, 3_600, 86_400]),
+    some.sampled_from([0.0, 30.0, 600.0]),
+)
+def test_a_window_reaches_back_as_far_as_asked(events: list[tuple[float, int]], window_s: int, idle_s: float) -> None:
+    """It holds everything that happened in it, and of what was before no more than a minute or quarter of an hour."""
+    time, key = Time(), CellKey(Kind.WORKFLOW, "triage", NONE, NONE)
+    with TemporaryDirectory() as folder:
+        several = [SharedWindows(time.now_ns, Shelf(folder), time.now_s) for _ in range(2)]
+        happened = []
+        for gap_s, place in events:
+            time.passed_s += gap_s
+            with several[place].lock:
+                several[place].cell(key).runs += 1
+            happened.append(time.passed_s)
+        time.passed_s += idle_s
+        since = time.passed_s - window_s
+        more = 905 if window_s >= 3_600 - 960 else 65
+        least = sum(at_s >= since for at_s in happened)
+        most = sum(at_s >= since - more for at_s in happened)
+        for windows in several:
+            found = golden_sample(windows.select(window_s * 10**9), None, None, None).runs
+            assert least <= found <= most
+        assert len(list(Path(folder).glob("*.note"))) < 200
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    """The message says what would be right."""
+    with pytest.raises(tp.ConfigurationError, match=r"PROMETHEUS_MULTIPROC_DIR=.*: cannot be written to .*emptied"):
+        SharedWindows(Time().now_ns, Shelf(str(tmp_path / "missing")))
