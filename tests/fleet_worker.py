@@ -42,8 +42,9 @@ def told(handle: tp.Instrumentation) -> dict[str, Any]:
     """Return what this life has come to, as the process itself counts."""
     buckets = {
         each.labels["le"]: each.value
-        for each in handle.metrics.families.samples(M_WORKFLOW_DURATION)
-        if each.name.endswith("_bucket")
+        for family in handle.metrics.registry.collect()
+        for each in family.samples
+        if each.name == f"{M_WORKFLOW_DURATION}_bucket"
     }
     asked: dict[str, dict[str, Any]] = {
         "all": {}, "agent": {"agent": "PlannerAgent"}, "model": {"model": "gpt-4o"}, "workflow": {"workflow": "triage"},
