@@ -5,11 +5,15 @@ what the parent has counted and not sent yet would be counted and sent twice. So
 and whoever joined is told to begin anew. Nothing is done in the parent: a fork costs it no time.
 """
 
+import concurrent.futures.thread  # noqa: F401 - see below
 import os
 import threading
 from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet, WeakValueDictionary
+
+# A pool's lock is held across a fork, and freed in the child where this module was imported before the hooks that use
+# pools were set: a tracer provider of OpenTelemetry's has such a hook, and its child would hang in it for good.
 
 
 class Forked(Protocol):
