@@ -5,24 +5,31 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
-from taskpilot_instrument.errors import TaskpilotError
+from taskpilot_instrument.errors import SourceError, TaskpilotError
 
 OK: Final = 0
 BAD: Final = 1
 WRONG_USE: Final = 2
+_TOO_MANY: Final = 429
+_SERVERS_FAULT: Final = 500
 #: Worst verdicts first; ``--fail-on`` names the mildest that fails.
 _ORDER: Final = ("critical", "warning", "healthy", "unknown")
 
 
 class CommandError(Exception):
     """Say why a command cannot be done."""
+
+
+class AwayError(CommandError):
+    """Say why a page does not answer now; it may later."""
 
 
 def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
@@ -40,14 +47,15 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
         with urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
             return json.load(answer)
     except HTTPError as error:
+        refused = AwayError if error.code == _TOO_MANY or error.code >= _SERVERS_FAULT else CommandError
         try:
             said = json.load(error)
-            raise CommandError(f"{url}: {said.get('title')}; {said.get('hint', '')}") from None
-        except ValueError:
-            raise CommandError(f"{url} answered {error.code}") from None
-    except (URLError, OSError) as error:
+            raise refused(f"{url}: {said['title']}; {said.get('hint', '')}") from None
+        except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError):
+            raise refused(f"{url} answered {error.code}") from None
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise CommandError(
+        raise AwayError(
             f"{url} cannot be reached ({reason}). Start the page with serve(), or `taskpilot-instrument demo --serve`."
         ) from None
     except ValueError as error:
@@ -57,27 +65,43 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
 def signals(options: Namespace) -> int:
     """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
     failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
+    if not options.watch:
+        return BAD if _look(options) in failing else OK
+    told = ""
     while True:
-        asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
-        if options.source:
-            found, shown = _of_source(options.source, asked)
+        try:
+            verdict, told = _look(options), ""
+        except (AwayError, SourceError) as error:  # who watches waits for it, and is told once
+            if str(error) != told:
+                print(f"taskpilot-instrument: {error} Waiting for it.", file=sys.stderr, flush=True)
+            told = str(error)
         else:
-            found, shown = ask(options.url, "/signals", options.token, **asked), None
-        if options.format == "json":
-            print(json.dumps(found, indent=None if options.watch else 2), flush=True)
-        elif shown is not None:
-            print(shown)
-        else:
-            print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
-            rows = [
-                (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
-                for name, signal in found["signals"].items()
-            ]
-            show_table(("signal", "value", "verdict"), rows)
-        if not options.watch or found["verdict"] in failing:
-            break
+            if verdict in failing:
+                return BAD
         time.sleep(options.watch)
-    return BAD if found["verdict"] in failing else OK
+
+
+def _look(options: Namespace) -> str:
+    """Show the golden signals once, and return their verdict."""
+    asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
+    if options.source:
+        found, shown = _of_source(options.source, asked)
+    else:
+        found, shown = ask(options.url, "/signals", options.token, **asked), None
+    if options.format == "json":
+        print(json.dumps(found, indent=None if options.watch else 2), flush=True)
+    elif shown is not None:
+        print(shown, flush=True)
+    else:
+        print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
+        rows = [
+            (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
+            for name, signal in found["signals"].items()
+        ]
+        show_table(("signal", "value", "verdict"), rows)
+        sys.stdout.flush()
+    verdict: str = found["verdict"]
+    return verdict
 
 
 def _of_source(source: str, asked: dict[str, str | None]) -> tuple[dict[str, Any], str]:

@@ -1,13 +1,14 @@
-"""Figures of a report from Prometheus: what the families grew by, as the recording rules have it."""
+"""Figures of a report from Prometheus: what the families grew by."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument import semconv
-from taskpilot_instrument._prometheus import Prometheus, Series
+from taskpilot_instrument._growth import Growth, quoted
+from taskpilot_instrument._prometheus import Prometheus
 from taskpilot_instrument._report_figures import Counts, Figures
 from taskpilot_instrument._report_times import Stretch
 from taskpilot_instrument.semconv import NONE
@@ -16,7 +17,6 @@ from taskpilot_instrument.settings import Settings
 #: A month may have much to read.
 _TIMEOUT_S: Final = 120.0
 _PICO: Final = 10**12
-_SLOT: Final = "slot"
 #: What no family tells.
 LACKS: Final = frozenset(
     {
@@ -124,8 +124,8 @@ class PrometheusSource:
 
     grain = timedelta(seconds=1)
     notes: tuple[str, ...] = (
-        "Prometheus reckons growth from samples: counts are estimates, money is rounded, and figures of the parts need "
-        "not add up to the whole.",
+        "What a process did after it was scraped for the last time is not in Prometheus, and what it did just before a "
+        "period began may count in it: figures are exact to the scrape.",
         "What was wasted, retried or checked is in no metric: a ledger tells it.",
     )
 
@@ -134,58 +134,30 @@ class PrometheusSource:
         timeout_s = max(_TIMEOUT_S, settings.source_timeout_s)
         self._prometheus = Prometheus(url, token=settings.source_token, timeout_s=timeout_s)
         self.name = f"Prometheus {self._prometheus.address}"
-        self._selector = ",".join(f"{name}={_quoted(value)}" for name, value in self._prometheus.matchers.items())
-        if self._selector:
-            self.name += f" {{{self._selector}}}"
+        matchers = ",".join(f"{name}={quoted(value)}" for name, value in self._prometheus.matchers.items())
+        if matchers:
+            self.name += f" {{{matchers}}}"
 
     def read(self, stretch: Stretch, slots: Sequence[Stretch]) -> tuple[Figures, list[Figures]]:
         """Return the figures of a stretch, and of each of its slots."""
-        (whole,) = self._figures([stretch])
-        return whole, self._figures(slots) if slots else []
+        if not stretch.length:
+            return Figures(LACKS), [Figures(LACKS) for _ in slots]
+        growth = Growth(self._prometheus, {}, **_window(stretch))
+        parts = [self._figures(growth.within(**_window(slot))) if slot.length else Figures(LACKS) for slot in slots]
+        return self._figures(growth), parts
 
     def close(self) -> None:
         """Do nothing: no connection is kept."""
 
-    def _figures(self, stretches: Sequence[Stretch]) -> list[Figures]:
-        found = [Figures(LACKS) for _ in stretches]
-        if all(not stretch.length for stretch in stretches):
-            return found
-
-        for asked in _ASKED:
-            for series in self._ask(asked, stretches):
-                grown = series.points[-1][1]
+    def _figures(self, growth: Growth) -> Figures:
+        figures = Figures(LACKS)
+        for family, by, take in _ASKED:
+            for values, grown in growth.of_each(family, by).items():
                 if grown > 0:
-                    asked.take(found[int(series.labels[_SLOT])], series.labels, grown)
-        for figures in found:
-            for counts in figures.runs.values():
-                _unpile(counts)
-        return found
-
-    def _ask(self, asked: _Asked, stretches: Sequence[Stretch]) -> list[Series]:
-        """Return what a family grew by in each stretch, whose number is the label ``slot``."""
-        parts = [
-            f'label_replace({growth(asked.family, asked.by, stretch, self._selector)}, "{_SLOT}", "{number}", "", "")'
-            for number, stretch in enumerate(stretches)
-            if stretch.length
-        ]
-        return self._prometheus.query(" or ".join(parts), stretches[-1].until.timestamp())
-
-
-def growth(family: str, by: Sequence[str], stretch: Stretch, selector: str = "") -> str:
-    """Return the expression of the recording rules for what a family grew by, here of any stretch of time.
-
-    It is what ``increase`` finds, and the value that a series was born with: ``increase`` sees only what comes after
-    its first sample. A series was born where the hour before the stretch has nothing of it.
-
-    :param by: labels that are told apart.
-    :param selector: matchers of labels.
-    """
-    range_s, at = round(stretch.length.total_seconds()), f"@ {stretch.until.timestamp():.3f}"
-    series = f"{family}{{{selector}}}"
-    within, hour_before = f"{series}[{range_s}s] {at}", f"{series}[1h] {at} offset {range_s}s"
-    increase = f"increase({within})"
-    born = f"min_over_time({within}) unless max_over_time({hour_before})"
-    return f"sum by ({', '.join(by)}) ({increase} + ({born}) or {increase})"
+                    take(figures, {label: value for label, value in zip(by, values, strict=True) if value}, grown)
+        for counts in figures.runs.values():
+            _unpile(counts)
+        return figures
 
 
 def _unpile(counts: Counts) -> None:
@@ -203,6 +175,11 @@ def _bound(bound: float) -> str:
     return "+Inf" if bound == inf else f"{bound:g}"
 
 
-def _quoted(value: str) -> str:
-    text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{text}"'
+class _Window(TypedDict):
+    at_ms: int
+    window_ms: int
+
+
+def _window(stretch: Stretch) -> _Window:
+    at_ms, since_ms = (round(moment.timestamp() * 1000) for moment in (stretch.until, stretch.since))
+    return {"at_ms": at_ms, "window_ms": at_ms - since_ms}

@@ -93,7 +93,9 @@ def _parser() -> ArgumentParser:
     for name in ("workflow", "agent", "model"):
         signals.add_argument(f"--{name}", help=f"only this {name}")
     signals.add_argument("--source", help="a Prometheus to ask in place of a page; its token is TASKPILOT_SOURCE_TOKEN")
-    signals.add_argument("--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds")
+    signals.add_argument(
+        "--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds (default: 5)"
+    )
     signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
     _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
 

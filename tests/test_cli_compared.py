@@ -130,6 +130,32 @@ def test_watching_ends_where_it_fails(shown: tuple[Captured, Server], capsys: py
     assert ["critical"] == [json.loads(line)["verdict"] for line in lines]
 
 
+def test_watching_waits_for_a_page() -> None:
+    """A page that went away is said so once and waited for; when it is back, its figures are shown again."""
+    with capture() as captured:
+        with serve(0, handle=captured.handle) as server:
+            url = server.url
+            command = [sys.executable, "-m", "taskpilot_instrument.cli", "signals", "--url", url]
+            watching = [*command, "--watch", "1", "--fail-on", "critical", "--format", "json"]
+            process = subprocess.Popen(watching, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert 0 == json.loads(process.stdout.readline())["runs"]
+        assert "Waiting for it." in process.stderr.readline()
+        experiment_runs(2, failing="control")
+        experiment_runs(2, failing="terse")
+        with serve(int(url.rstrip("/").rpartition(":")[2]), handle=captured.handle):
+            out, said = process.communicate(timeout=30)
+    assert (1, "critical", "") == (process.returncode, json.loads(out.splitlines()[-1])["verdict"], said)
+
+
+def test_watching_ends_where_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A token that is missing will be missing the next time, too: exit status 2."""
+    with capture() as captured, serve(0, handle=captured.handle, token="x" * 16) as server:
+        assert 2 == main(["signals", "--url", server.url, "--watch", "1"])
+    assert "a token is needed" in capsys.readouterr().err
+
+
 # --- check --------------------------------------------------------------------------------------
 
 

@@ -263,7 +263,8 @@ def test_page_and_command_line(source: tuple[str, MetricsBackend], capsys: pytes
         assert (3, 2, url) == (answer["runs"], answer["successes"], answer["source"])
         assert None is answer["wasted_cost_usd"]
         assert [3_600_000, None] == answer["p95_bounds_ms"]
-        assert 3 == httpx.get(f"{server.url}state").json()["signals"]["runs"]
+        state = httpx.get(f"{server.url}state").json()
+        assert (3, url, 0) == (state["signals"]["runs"], state["source"], sum(state["series"]["points"]["runs"]))
 
 
 def test_page_without_its_source() -> None:
@@ -275,6 +276,7 @@ def test_page_without_its_source() -> None:
         state = httpx.get(f"{server.url}state").json()
         assert ("unknown", None) == (state["signals"]["verdict"], state["signals"]["total_cost_usd"])
         assert url in state["problems"][0]
+        assert url == state["source"]
 
 
 def test_serve_takes_a_source() -> None:

@@ -38,6 +38,7 @@ LEVELS: Final = {
     "_fingerprint": 1,
     "_forms": 1,
     "_forks": 1,
+    "_growth": 4,
     "_guard": 1,
     "_hourly": 1,
     "context": 1,

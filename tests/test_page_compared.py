@@ -5,6 +5,7 @@ from typing import Any
 
 import openai
 import pytest
+from backends import free_port
 from test_page import Page, browser
 
 import taskpilot_instrument as tp
@@ -214,3 +215,17 @@ def test_what_is_read_stays_where_it_is(browser: Any, shown: tuple[Captured, Ser
     assert opened.evaluate("e => e.isConnected && e.parentElement.open && e === document.activeElement")
     assert 50 == page.page.evaluate(scrolled)
     assert [] == page.close()
+
+
+def test_page_tells_whose_figures_it_shows(browser: Any) -> None:
+    """Where signals come from a Prometheus, what is of this process alone is said to be."""
+    source = f"http://user:hidden@127.0.0.1:{free_port()}"
+    with capture(source=source) as captured, serve(0, handle=captured.handle) as server:
+        with tp.workflow("triage"):
+            pass
+        watched = Page(browser, server.url)
+        scope, cards = watched.page.inner_text("#scope"), watched.page.inner_text("#signals")
+        assert [] == watched.close()
+    assert source.replace("user:hidden@", "") in scope
+    assert "of this process alone" in scope
+    assert "this process: " in cards

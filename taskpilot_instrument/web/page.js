@@ -42,21 +42,23 @@ function drawSignals(state) {
     const signal = found.signals[key], known = points[key].filter((value) => value !== null);
     const bounds = signal.healthy === null ? "no threshold" : `healthy ${bound(signal.healthy)}`;
     const range = known.length ? `${show(Math.min(...known))} – ${show(Math.max(...known))}` : "nothing";
-    const where = from(state.agents);
+    const where = from(state.agents), here = state.source ? "this process: " : "";
     return make("li", { class: signal.verdict, id: `signal-${key}` },
       make("span", { class: "title" }, name), make("span", { class: "value" }, show(signal.value)),
       make("span", {}, signal.verdict === "unknown" ? null : make("span", { class: "word" }, `${signal.verdict} · `), make("span", { class: "quiet" }, bounds)),
-      make("span", { class: "where" }, where || ""),
-      known.length ? sparkline(points[key], signal.healthy, `${name} over the ${period}: ${range}`) : null,
-      known.length ? make("span", { class: "quiet scale" }, make("span", {}, brief(seconds)), make("span", {}, range)) : null);
+      make("span", { class: "where" }, where ? `${here}${where}` : ""),
+      known.length ? sparkline(points[key], signal.healthy, `${name} over the ${period}: ${here}${range}`) : null,
+      known.length ? make("span", { class: "quiet scale" }, make("span", {}, `${here}${brief(seconds)}`), make("span", {}, range)) : null);
   }));
   const ended = points.runs.reduce((sum, runs) => sum + runs, 0);
+  at("scope").hidden = !state.source;
+  at("scope").textContent = `These signals are those of all processes, by ${state.source}. Their lines, and the agents, runs, models and experiments below, are of this process alone.`;
   const checked = found.checked_runs === null ? "which runs were checked is not known" : found.checked_runs ? `${number(found.checked_runs)} checked by policies` : "no run checked by policies";
   at("basis").textContent =
-    `${many(found.runs, "run")}, ${number(found.successes)} successful (${number(ended)} in the ${period}, a point for every ${span(width_s)}); ` +
+    `${many(found.runs, "run")}, ${number(found.successes)} successful (${number(ended)} ${state.source ? "of this process " : ""}in the ${period}, a point for every ${span(width_s)}); ` +
     `${found.cost_coverage !== null && found.cost_coverage < 1 ? "≥ " : ""}${dollars(found.total_cost_usd)} spent, ` +
     `${dollars(found.wasted_cost_usd)} of it on calls that did not succeed; ${checked}; ` +
-    `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs)${found.source ? `; by ${found.source}` : ""}.`;
+    `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs).`;
 }
 
 // What an engineer who was called has to read first, the worst on top; empty where nothing is wrong.
@@ -65,7 +67,7 @@ function wrong(state) {
   for (const [key, name, show, bound, from] of SIGNALS) {
     const signal = state.signals.signals[key];
     if (signal.verdict !== "critical" && signal.verdict !== "warning") continue;
-    const where = from(state.agents);
+    const told = from(state.agents), where = told && state.source ? `in this process ${told}` : told;
     found.push([signal.verdict, `${name} ${show(signal.value)}`, `healthy is ${bound(signal.healthy)}${where ? `; ${where}` : ""}`]);
   }
   for (const problem of state.problems) found.push(["critical", "Out of reach", problem]);

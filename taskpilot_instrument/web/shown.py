@@ -33,6 +33,11 @@ class Shown:
         self._kept: dict[tuple[Any, ...], tuple[float, GoldenSignals | SourceError]] = {}
         self._lock = _forks.lock()
 
+    def address(self, handle: Instrumentation) -> str | None:
+        """Return where the signals are from, without credentials; None where they are this process's."""
+        source = self._source or handle.settings.source
+        return None if source is None else Prometheus(source).address
+
     def signals(self, handle: Instrumentation, **asked: str | None) -> GoldenSignals:
         """Return the signals of a window and filter.
 

@@ -128,6 +128,7 @@ def snapshot(
         problems.append(str(error))
     found: dict[str, Any] = clean({
         "service": handle.settings.service_name,
+        "source": shown.address(handle),
         "signals": signals(golden),
         "series": over._asdict(),
         "runs": runs[:_SHOWN_RUNS],
