@@ -304,35 +304,39 @@ def watched_class(base: Any, *, is_async: bool) -> Any:
 
 
 def _next(watch: Watch, step: Callable[[], Any]) -> Any:
-    watch.inside = True
-    try:
-        item = step()
-    except StopIteration:
-        watch.ended()
-        raise
-    except BaseException as error:
-        watch.failed(error)
-        raise
-    finally:
-        watch.inside = False
-    watch.saw(item)
-    return _next(watch, step) if watch.hides_usage and watch.reader.is_only_usage(item) else item
+    while True:  # a host may send any number of chunks that only bring the usage
+        watch.inside = True
+        try:
+            item = step()
+        except StopIteration:
+            watch.ended()
+            raise
+        except BaseException as error:
+            watch.failed(error)
+            raise
+        finally:
+            watch.inside = False
+        watch.saw(item)
+        if not (watch.hides_usage and watch.reader.is_only_usage(item)):
+            return item
 
 
 async def _anext(watch: Watch, step: Callable[[], Awaitable[Any]]) -> Any:
-    watch.inside = True
-    try:
-        item = await step()
-    except StopAsyncIteration:
-        watch.ended()
-        raise
-    except BaseException as error:
-        watch.failed(error)
-        raise
-    finally:
-        watch.inside = False
-    watch.saw(item)
-    return await _anext(watch, step) if watch.hides_usage and watch.reader.is_only_usage(item) else item
+    while True:  # a host may send any number of chunks that only bring the usage
+        watch.inside = True
+        try:
+            item = await step()
+        except StopAsyncIteration:
+            watch.ended()
+            raise
+        except BaseException as error:
+            watch.failed(error)
+            raise
+        finally:
+            watch.inside = False
+        watch.saw(item)
+        if not (watch.hides_usage and watch.reader.is_only_usage(item)):
+            return item
 
 
 def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None], _keep: object) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from mock_openai import async_client, chunks, event_response, sync_client
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
@@ -480,8 +481,8 @@ def test_usage_is_asked_for_and_the_extra_chunk_hidden(server: EmbeddedServer, c
         observed = parts(client.chat.completions.create(**plain))
         stream = client.chat.completions.create(**plain)
         stepped = parts(iter(lambda: next(stream, None), None))
-    for chunks in (bare, observed, stepped):
-        for chunk in chunks:
+    for shown in (bare, observed, stepped):
+        for chunk in shown:
             chunk.pop("usage", None)
     assert bare == observed == stepped
     assert [span.attributes["input_tokens"] for span in captured.spans] == [150, 150]
@@ -497,6 +498,18 @@ async def test_usage_is_asked_for_async(server: EmbeddedServer, aclient: openai.
         stream = await aclient.chat.completions.create(**plain)
         while (chunk := await anext(stream, None)) is not None:
             assert chunk.choices
+    assert [span.attributes["input_tokens"] for span in captured.spans] == [150, 150]
+
+
+async def test_any_number_of_usage_chunks_is_hidden() -> None:
+    """However often a host repeats the usage by itself, who steps through the stream meets its end and no error."""
+    usage = {"prompt_tokens": 150, "completion_tokens": 50, "total_tokens": 200}
+    *_, last, done = chunks(usage=usage)
+    plain = {name: value for name, value in ASK.items() if name != "stream_options"}
+    client, aclient = (make(lambda _: event_response(*[last] * 3_000, done)) for make in (sync_client, async_client))
+    with capture(include_usage=True) as captured:
+        assert next(client.chat.completions.create(**plain), None) is None
+        assert await anext(await aclient.chat.completions.create(**plain), None) is None
     assert [span.attributes["input_tokens"] for span in captured.spans] == [150, 150]
 
 

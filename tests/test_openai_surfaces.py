@@ -352,6 +352,9 @@ def told_by(output: Iterable[dict[str, Any]], **members: Any) -> dict[str, Any]:
         pytest.param(
             told_by([SEARCH, SEARCH], tool_usage={"web_search": {"num_requests": 1}}), "0.01", "genai-prices", id="told"
         ),
+        pytest.param(
+            told_by([SEARCH], tool_usage={"web_search": {"num_requests": -3}}), "0.01", "genai-prices", id="told badly"
+        ),
         # 10 tokens of text at $5, 100 drawn at $32 the million.
         pytest.param(
             told_by([DRAWN], tool_usage=DRAWING, tools=[{"type": "image_generation", "model": "gpt-image-1.5"}]),

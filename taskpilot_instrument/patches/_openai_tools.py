@@ -54,7 +54,7 @@ def tools_of(fields: Fields, output: Any, usage: TokenUsage | None) -> Beside | 
     models: tuple[tuple[str | None, TokenUsage], ...] = ()
     if told is not None:
         searches = _in(_in(told, "web_search"), "num_requests")
-        if isinstance(searches, int):
+        if type(searches) is int and searches >= 0:
             units[WEB_SEARCHES] = searches
         if IMAGE_GENERATIONS in units and (drawn := _drawn(fields, told)) is not None:
             del units[IMAGE_GENERATIONS]  # its tokens tell more
@@ -104,7 +104,7 @@ def _svg(given: Any) -> tuple[str | None, TokenUsage]:
     """Return the model that wrote a drawing as text, with its tokens."""
     fields = fields_of(given)
     usage, model, reasoning = usage_from(given), fields.get("model"), fields.get("reasoning_tokens")
-    if usage is not None and isinstance(reasoning, int):
+    if usage is not None and type(reasoning) is int and reasoning >= 0:
         usage = usage._replace(reasoning_tokens=reasoning)
     return model if isinstance(model, str) else None, usage or TokenUsage()
 
