@@ -67,7 +67,8 @@ def test_other_snippets_run(text: str) -> None:
     with tp.instrument(logs="off", registry=CollectorRegistry()) as handle:
         known: dict[str, Any] = {"tp": tp, "handle": handle, "result": {"model": "gpt-4o-mini", "usage": usage}}
         try:
-            exec("\n".join(parts), known)
+            # Any free port in place of the page's: on this machine it may be in use.
+            exec("\n".join(parts).replace("port=8080", "port=0"), known)
         finally:
             tp.MODEL_PRICING.clear()
     assert "tp.golden_signals" in "".join(parts)
