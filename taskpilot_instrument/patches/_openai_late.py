@@ -148,8 +148,8 @@ def _usages(fields: Fields, given: Any) -> Iterator[tuple[str, str | None, Token
             usage = usage_from(each)
             if usage is not None and isinstance(model, str):
                 cached = inner.get("cached_tokens")
-                is_count = type(cached) is int and cached > 0
-                yield f" {model}", model, usage._replace(cached_tokens=cached if is_count else 0)
+                cached = cached if type(cached) is int and cached > 0 else 0
+                yield f" {model}", model, usage._replace(cached_tokens=cached)
         return
     found = fields.get("usage") or given
     usage = usage_from(found) if found else None
