@@ -1,5 +1,8 @@
 """Windows that processes share: what any of them reads is what one process would know that had counted everything."""
 
+import errno
+import marshal
+import os
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -166,3 +169,82 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     """The message says what would be right."""
     with pytest.raises(tp.ConfigurationError, match=r"PROMETHEUS_MULTIPROC_DIR=.*: cannot be written to .*emptied"):
         SharedWindows(Time().now_ns, Shelf(str(tmp_path / "missing")))
+
+
+def counted(windows: Windows, window_s: int | None = None) -> int:
+    """Return the runs of workflows."""
+    return golden_sample(windows.select(None if window_s is None else window_s * 10**9), None, None, None).runs
+
+
+def run_once(windows: Windows) -> None:
+    """Count a run."""
+    with windows.lock:
+        windows.cell(CellKey(Kind.WORKFLOW, "triage", NONE, NONE)).runs += 1
+
+
+def test_a_child_that_cannot_write_leaves_the_parents_file_alone(tmp_path: Path, swallowing: None) -> None:
+    """Where the directory is gone by the time of a fork, the child counts nothing in the parent's name."""
+    folder, elsewhere = tmp_path / "metrics", tmp_path / "moved"
+    folder.mkdir()
+    time = Time()
+    windows = SharedWindows(time.now_ns, Shelf(str(folder)), time.now_s)
+    run_once(windows)
+    folder.rename(elsewhere)
+    windows.after_fork()
+    run_once(windows)
+    assert 1 == counted(SharedWindows(time.now_ns, Shelf(str(elsewhere)), time.now_s))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # prometheus_client lets go of a file that it cannot read
+@pytest.mark.parametrize(
+    "junk", [b"\xff", b"\xff\xff\xff\x7f" * 4096, b"\x20\0\0\0\0\0\0\0\x04\0\0\0\xff\xff\xff\xff" * 512]
+)
+def test_a_file_that_is_no_longer_whole(junk: bytes, tmp_path: Path) -> None:
+    """Whatever a machine that went down has left under our name, a new process counts, and reads the others."""
+    time = Time()
+    other = SharedWindows(time.now_ns, Shelf(str(tmp_path)), time.now_s)
+    run_once(other)
+    shelf = Shelf(str(tmp_path))
+    (tmp_path / f"taskpilot_{os.getpid()}_{shelf.number}.cells").write_bytes(junk)
+    windows = SharedWindows(time.now_ns, shelf, time.now_s)
+    run_once(windows)
+    assert [2, 2] == [counted(other), counted(windows)]
+
+
+@pytest.mark.parametrize("name", ["nonsense", '["cell", "sorcery", "w", "a", "m", "runs"]', '["cell", "llm"]', '["x"]'])
+def test_what_another_release_has_written(name: str, tmp_path: Path) -> None:
+    """A figure that this release does not know is left out, and nothing else."""
+    time, shelf = Time(), Shelf(str(tmp_path))
+    windows = SharedWindows(time.now_ns, shelf, time.now_s)
+    shelf.put(name, 1.0)
+    run_once(windows)
+    assert 1 == counted(windows)
+
+
+@pytest.mark.parametrize("junk", [b"", b"nonsense", marshal.dumps([1])])
+def test_a_note_that_cannot_be_read(junk: bytes, tmp_path: Path) -> None:
+    """The window then reaches back to the note before, not to the beginning."""
+    time = Time()
+    windows = SharedWindows(time.now_ns, Shelf(str(tmp_path)), time.now_s)
+    for _ in range(6):
+        run_once(windows)
+        time.passed_s += 61
+    newest_in_time = sorted(tmp_path.glob("*.note"))[-3]
+    newest_in_time.write_bytes(junk)
+    assert 6 == counted(windows)
+    assert 4 == counted(windows, 170)
+
+
+def test_a_disk_without_room_for_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swallowing: None) -> None:
+    """It counts all the same."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    time = Time()
+    windows = SharedWindows(time.now_ns, Shelf(str(tmp_path)), time.now_s)
+    run_once(windows)
+    time.passed_s += 70
+    run_once(windows)
+    assert 2 == counted(windows)

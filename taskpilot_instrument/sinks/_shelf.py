@@ -29,6 +29,8 @@ _HOUR: Final = 3600
 _DAY: Final = 24 * _HOUR
 #: A process looks at the clock when it begins a new bucket of time, so that a minute may begin so much later.
 _LATE: Final = 5
+#: What prometheus_client raises of a file that a machine going down has left half written.
+_NOT_WHOLE: Final = (struct.error, RuntimeError, ValueError)
 _numbers: Final = count()
 
 Figures = dict[str, float]
@@ -45,12 +47,16 @@ class Shelf:
         self._directory = Path(directory)
         self._minute = 0
         # A process that instruments twice has two: what it did before stays counted.
-        self._number = next(_numbers)
+        self.number = next(_numbers)
+        #: None where there is none: a child must not write to its parent's.
+        self._file: MmapedDict | None = None
         self._close: Callable[[], object] = lambda: None
 
     def begin(self) -> None:
         """Open the file of this process: after a fork it is another one."""
-        path = self._directory / f"taskpilot_{os.getpid()}_{self._number}.cells"
+        self._close()
+        self._file = None
+        path = self._directory / f"taskpilot_{os.getpid()}_{self.number}.cells"
         try:
             opened = MmapedDict(str(path))  # type: ignore[no-untyped-call]
         except OSError as error:
@@ -58,22 +64,29 @@ class Shelf:
                 f"{DIRECTORY}={str(self._directory)!r}: cannot be written to ({error.strerror}); "
                 "expected a directory that is emptied each time before the workers start"
             ) from error
-        self._close()
-        self._file, self._close = opened, finalize(self, opened.close)
+        except _NOT_WHOLE:  # left by a process of the same id
+            self.number = next(_numbers)
+            self.begin()
+        else:
+            self._file, self._close = opened, finalize(self, opened.close)
 
     def get(self, name: str) -> float:
         """Return what this process has written under a name: another of the same id may have begun it."""
+        if self._file is None:
+            return 0.0
         value, _ = self._file.read_value(name)  # type: ignore[no-untyped-call]
         return float(value)
 
     def put(self, name: str, value: float) -> None:
         """Write a figure of this process."""
-        self._file.write_value(name, value, 0.0)  # type: ignore[no-untyped-call]
+        if self._file is not None:
+            self._file.write_value(name, value, 0.0)  # type: ignore[no-untyped-call]
 
     def all(self) -> Figures:
         """Return the figures of all processes, also of those that have ended."""
         found: Figures = {}
-        for path in self._directory.glob("taskpilot_*.cells"):
+        # Always in one order: sums of floats that are to be subtracted differ by nothing but what is new.
+        for path in sorted(self._directory.glob("taskpilot_*.cells")):
             for name, value in _read(path):
                 found[name] = found.get(name, 0.0) + value
         return found
@@ -91,19 +104,16 @@ class Shelf:
         earlier = [each for each in notes if each[0] <= since_s]
         if not earlier:
             return {}
-        at_s, path = earlier[-1]
+        at_s, _ = earlier[-1]
         # Where nobody wrote anything down for longer than usual, nothing was counted either.
         usual = (_MINUTE if now_s - at_s <= _HOUR else _QUARTER) + _LATE
         if since_s - at_s > usual:
             later = notes[len(earlier) :]
             if not later:
                 return None
-            path = later[0][1]
-        try:
-            figures: Mapping[str, float] = marshal.loads(path.read_bytes())  # noqa: S302 - our own file
-        except (OSError, ValueError, EOFError):
-            return {}
-        return figures
+            earlier.append(later[0])
+        # Where one cannot be read, the window reaches back to the one before.
+        return next((figures for _, path in reversed(earlier) if (figures := _noted(path)) is not None), {})
 
     # --- a note each minute -----------------------------------------------------------------------
 
@@ -116,7 +126,7 @@ class Shelf:
         notes = list(self._notes())
         if any(at_s // _MINUTE == minute for at_s, _ in notes):
             return
-        draft = self._directory / f"taskpilot_{os.getpid()}_{self._number}.draft"
+        draft = self._directory / f"taskpilot_{os.getpid()}_{self.number}.draft"
         draft.write_bytes(marshal.dumps(self.all()))
         draft.replace(self._directory / f"taskpilot_{int(now_s * 1000)}.note")
         self._tidy(sorted(notes), now_s)
@@ -136,7 +146,16 @@ class Shelf:
 
 def _read(path: Path) -> list[tuple[str, float]]:
     """Return the numbers of a file; none where its process has not come to the first yet."""
-    with suppress(OSError, struct.error, RuntimeError):
+    with suppress(OSError, *_NOT_WHOLE):
         values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
         return [(name, value) for name, value, *_ in values]
     return []
+
+
+def _noted(path: Path) -> Figures | None:
+    """Return what a note says; None where it cannot be read."""
+    try:
+        figures = marshal.loads(path.read_bytes())  # noqa: S302 - our own file
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    return figures if isinstance(figures, dict) else None

@@ -14,6 +14,7 @@ from prometheus_client import values
 from taskpilot_instrument import _forks
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._money import ZERO, add
+from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import OTHER, Kind
 from taskpilot_instrument.sinks._cell_figures import Name, amount_of, cell_of, numbers, pico, sketches, written
 from taskpilot_instrument.sinks._names import Node
@@ -112,7 +113,7 @@ class SharedWindows(Windows):
         self._spoken: dict[Node, Decimal]
         super().__init__(now_ns)
         self.lock = _Lock(self.lock, self._put)
-        shelf.note(now_s())
+        self._note()
 
     def clear(self) -> None:
         """Begin empty, in a forked process, with a file of its own."""
@@ -124,7 +125,10 @@ class SharedWindows(Windows):
         """Leave to the parent what it has written."""
         self.lock.after_fork()
         _free_files()
-        self.clear()
+        try:
+            self.clear()
+        except ConfigurationError as error:  # the directory is gone or full; the rest begins anew all the same
+            swallow("metric", error)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -190,11 +194,15 @@ class SharedWindows(Windows):
 
     def _roll(self, level: int, now_ns: int) -> None:
         if level == 0:
-            try:
-                self._shelf.note(self._now_s())
-            except OSError as error:
-                swallow("metric", error)
+            self._note()
         super()._roll(level, now_ns)
+
+    def _note(self) -> None:
+        """Write down what all have come to, before more is counted: so this cannot wait until the lock is free."""
+        try:
+            self._shelf.note(self._now_s())
+        except OSError as error:
+            swallow("metric", error)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -221,12 +229,16 @@ def _free_files() -> None:
 
 
 @lru_cache(_MOST_NAMES)
-def _parsed(name: str) -> tuple[CellKey | Node, str]:
-    what, *parts, last = json.loads(name)
-    if what == "said":
-        return Node(last, tuple(parts)), ""
-    kind, *labels = parts
-    return CellKey(Kind(kind), *labels), last
+def _parsed(name: str) -> tuple[CellKey | Node | None, str]:
+    """Return whom a name speaks of and of what; None where another release has written it."""
+    try:
+        what, *parts, last = json.loads(name)
+        if what == "said":
+            return Node(last, tuple(parts)), ""
+        kind, workflow, agent, model = parts
+        return CellKey(Kind(kind), workflow, agent, model), last
+    except (ValueError, TypeError):
+        return None, ""
 
 
 def _bucket(figures: Figures) -> Bucket:
@@ -237,7 +249,7 @@ def _bucket(figures: Figures) -> Bucket:
         key, what = _parsed(name)
         if isinstance(key, CellKey):
             by_key.setdefault(key, {})[what] = value
-        elif value:
+        elif key is not None and value:
             bucket.said[key] = add(bucket.said.get(key, ZERO), amount_of(value))
     bucket.cells = {key: cell_of(each) for key, each in by_key.items()}
     return bucket
