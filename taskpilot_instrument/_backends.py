@@ -32,6 +32,7 @@ def meter_provider(settings: Settings) -> "MeterProvider | None":
 
 
 def registry(settings: Settings) -> Any:
+    """Return the registry that the families go to: the one that was given, else prometheus_client's own."""
     if settings.registry is not None or not settings.enabled:
         return settings.registry if settings.enabled else None
     from prometheus_client import REGISTRY
@@ -40,6 +41,7 @@ def registry(settings: Settings) -> Any:
 
 
 def price_book(settings: Settings) -> PriceBook:
+    """Return the book of prices: the shared one, unless the settings have prices or deployments of their own."""
     if settings.pricing is None and not settings.deployments:
         return BOOK
     prices = None if settings.pricing is None else {**MODEL_PRICING, **settings.pricing}
@@ -47,6 +49,7 @@ def price_book(settings: Settings) -> PriceBook:
 
 
 def capture(settings: Settings) -> Capture | None:
+    """Return what makes redacted, cut text of content; None where no content is captured."""
     if not (settings.content_on_spans or settings.content_on_events):
         return None
     return functools.partial(capture_text, limit=settings.content_limit, redact=redactor(settings.redact))

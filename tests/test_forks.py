@@ -292,7 +292,6 @@ def test_a_child_waits_for_no_thread_that_it_does_not_have() -> None:
 SERVERS = """
 import os, urllib.request
 import taskpilot_instrument as tp
-import taskpilot_instrument as tp
 from taskpilot_instrument.embedded import EmbeddedServer
 
 server = EmbeddedServer().start()
