@@ -1,7 +1,7 @@
 """A cell as plain numbers by name, and back: what processes can add up without knowing what it means.
 
-Money is in whole pico-dollars, which the files keep as doubles: exact up to some $9,000 in a cell of a process, within a
-few pico-dollars beyond. Of a sketch there are the bins: its smallest and largest value are those of the bins,
+Money is in whole pico-dollars, which the files keep as doubles: exact up to some $9,000 in a cell of a process, and
+within a few pico-dollars beyond. Of a sketch there are the bins: its smallest and largest value are those of the bins,
 within 1 % as every quantile.
 """
 
