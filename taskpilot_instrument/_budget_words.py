@@ -52,12 +52,17 @@ def note_refusal(operation: Operation, budget: Budget, reason: str) -> None:
     )
 
 
-def shortage(budget: Budget, claim: Claim, standing: Standing) -> str:
-    """Say what a budget has not enough left for."""
+def shortage(budget: Budget, claim: Claim, standing: Standing, *, is_assumed: bool) -> str:
+    """Say what a budget has not enough left for.
+
+    :param is_assumed: whether the call set no limit to its output.
+    """
+    assumed = f" ({budget.assumed_output_tokens} output tokens assumed, as it sets no max_tokens)" if is_assumed else ""
     scope = claim.account.removeprefix(budget.prefix)
     return (
         f"{usd(standing.spent)} spent and {usd(standing.reserved)} reserved of {usd(budget.limit_pico)} for the "
         f"{budget.window}{f' by {scope}' if scope else ''}; the call may cost up to {usd(claim.amount)}"
+        f"{assumed}"
     )
 
 

@@ -225,7 +225,9 @@ def _refuse_unchecked(operation: Operation, accounts: tuple[Account, ...], error
 def _refuse_beyond(operation: Operation, accounts: tuple[Account, ...], short: Standing) -> NoReturn:
     """Refuse a call that an account has not enough left for."""
     kept, window, claim, _ = next(each for each in accounts if each[2][:2] == short[:2])
-    refuse(operation, kept.budget, window, shortage(kept.budget, claim, short), short)
+    most = operation.llm.most if operation.llm is not None else None
+    is_assumed = most is None or most.output_tokens is None
+    refuse(operation, kept.budget, window, shortage(kept.budget, claim, short, is_assumed=is_assumed), short)
 
 
 # --- what is charged ----------------------------------------------------------------------------

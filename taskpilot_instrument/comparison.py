@@ -14,7 +14,10 @@ from taskpilot_instrument.sinks._figures import ModelSample, model_samples
 from taskpilot_instrument.sinks._sketch import Sketch
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 
-_CAUTION: Final = "Models that were given different work cannot be told apart by this; experiment() draws them by lot."
+_CAUTIONS: Final = (
+    "A run counts for the model that it called last.",
+    "Models that were given different work cannot be told apart by this; experiment() draws them by lot.",
+)
 
 
 class Standing(StrEnum):
@@ -131,7 +134,7 @@ class ModelComparison:
                 {**each._asdict(), "standing": str(each.standing), "compared": list(each.compared)}
                 for each in self.findings
             ],
-            "caution": _CAUTION,
+            "caution": " ".join(_CAUTIONS),
         }
 
     @classmethod
@@ -150,10 +153,10 @@ class ModelComparison:
     def __str__(self) -> str:
         if not self.models:
             return f"{self._caption()}: no call yet"
-        return "\n".join([self._caption(), *table(self._rows()), _CAUTION])
+        return "\n".join([self._caption(), *table(self._rows()), *_CAUTIONS])
 
     def _repr_html_(self) -> str:
-        return html_table(f"{self._caption()}. {_CAUTION}", self._rows())
+        return html_table(f"{self._caption()}. {' '.join(_CAUTIONS)}", self._rows())
 
     def _caption(self) -> str:
         window = "since the start" if self.window_seconds is None else f"last {span(self.window_seconds)}"

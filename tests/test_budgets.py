@@ -70,6 +70,17 @@ def test_a_call_beyond_the_budget_is_never_sent(client: openai.OpenAI, server: E
     assert 'taskpilot_budget_limit_usd{budget="daily",window="day"} 9e-05' in text
 
 
+def test_a_refusal_says_what_was_assumed(client: openai.OpenAI) -> None:
+    """Whose call sets no limit to its output is told how much was taken for it; else nothing was assumed."""
+    asked: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
+    with capture(budgets=[Budget("b", "0.0001", on_exceed="block")], ledger="memory"):
+        with pytest.raises(tp.BudgetExceededError, match=r"\(4096 output tokens assumed, as it sets no max_tokens\)"):
+            client.chat.completions.create(**asked)
+        with pytest.raises(tp.BudgetExceededError) as refused:
+            client.chat.completions.create(**asked, max_tokens=4_000)
+    assert "assumed" not in str(refused.value)
+
+
 async def test_async_calls_and_streams_are_held_too(aclient: openai.AsyncOpenAI, server: EmbeddedServer) -> None:
     """The async client and streams reserve and settle like any call; a refused stream sends nothing."""
     with capture(budgets=[Budget("b", "0.01", on_exceed="block")], ledger="memory") as captured:

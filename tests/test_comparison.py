@@ -408,6 +408,7 @@ Models, since the start, agent PlannerAgent
   correctness                                           –                                     –
   cached input                                     0.00 %                                0.00 %
   token limits hit                                      0                                     0
+A run counts for the model that it called last.
 Models that were given different work cannot be told apart by this; experiment() draws them by lot."""
     told = compare(backend, agent="PlannerAgent")
     assert expected == str(told)

@@ -90,6 +90,15 @@ def test_same_request_gets_same_numbers(client: openai.OpenAI) -> None:
     assert first.id != second.id
 
 
+def test_only_replies_can_be_scripted(server: EmbeddedServer, client: openai.OpenAI) -> None:
+    """Anything else is refused at once, and the next request is answered as if it had not been tried."""
+    wrong: Any = "hello"
+    with pytest.raises(TypeError, match=r"script\(\) takes Reply"):
+        server.script(wrong)
+    assert [] == server.unused
+    assert chat(client).choices
+
+
 def test_scripted_replies_come_in_order(server: EmbeddedServer, client: openai.OpenAI) -> None:
     """Queued replies answer first in first out, then the default takes over."""
     server.script(Reply("one"), Reply("two"))

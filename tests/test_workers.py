@@ -27,8 +27,6 @@ from taskpilot_instrument.usage import TokenUsage
 package("gunicorn", "pip install gunicorn")
 TESTS: Final = Path(__file__).parent
 _OPENER: Final = build_opener(ProxyHandler({}))
-#: As the README shows it.
-CONFIGURATION: Final = next(text for text in programs(README.read_text()) if text.startswith("# gunicorn.conf.py"))
 _COST: Final = Decimal("0.0000525")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 
@@ -126,7 +124,10 @@ def answers(running: Service) -> bool:
 
 def gunicorn(folder: Path, *options: str) -> Callable[[int], list[str]]:
     """Return how gunicorn is started, with the configuration that the README shows."""
-    (folder / "gunicorn.conf.py").write_text(CONFIGURATION)
+    if not README.exists():
+        pytest.skip("the README, which shows the configuration, is not here")
+    shown = next(text for text in programs(README.read_text()) if text.startswith("# gunicorn.conf.py"))
+    (folder / "gunicorn.conf.py").write_text(shown)
     return lambda port: [
         sys.executable, "-m", "gunicorn", "--workers=3", f"--bind=127.0.0.1:{port}", "--no-control-socket",
         *options, "worker_app:wsgi",

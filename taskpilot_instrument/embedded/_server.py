@@ -78,7 +78,13 @@ class EmbeddedServer:
     # --- script and memory ----------------------------------------------------------------------
 
     def script(self, *replies: Reply) -> None:
-        """Queue replies: each answers one request, first in first out."""
+        """Queue replies: each answers one request, first in first out.
+
+        :raises TypeError: for anything but a :class:`Reply`.
+        """
+        for reply in replies:
+            if not isinstance(reply, Reply):
+                raise TypeError(f"script() takes Reply(…), not {reply!r}")
         with self._lock:
             self._scripted.extend(replies)
 

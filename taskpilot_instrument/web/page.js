@@ -57,7 +57,7 @@ function drawSignals(state) {
   at("basis").textContent =
     `${many(found.runs, "run")}, ${number(found.successes)} successful (${number(ended)} ${state.source ? "of this process " : ""}in the ${period}, a point for every ${span(width_s)}); ` +
     `${found.cost_coverage !== null && found.cost_coverage < 1 ? "≥ " : ""}${dollars(found.total_cost_usd)} spent, ` +
-    `${dollars(found.wasted_cost_usd)} of it on calls that did not succeed; ${checked}; ` +
+    `${dollars(found.wasted_cost_usd)} of it on model calls that did not succeed; ${checked}; ` +
     `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs).`;
 }
 
@@ -85,9 +85,9 @@ function wrong(state) {
 let said = "";
 function drawWrong(state) {
   const found = wrong(state);
-  const worst = groups(state.events).filter((event) => event.event === "error").sort((a, b) => b.count - a.count)[0];
+  const errors = groups(state.events).filter((event) => event.event === "error").sort((a, b) => b.count - a.count).slice(0, 3);
   const rows = found.map(([verdict, what, why]) => make("li", {}, make("span", { class: `badge ${verdict}` }, verdict), " ", make("strong", {}, what), ` – ${why}`));
-  if (found.length && worst) rows.push(make("li", {}, make("span", { class: "badge quiet" }, "most errors"), " ", make("strong", {}, [worst.agent, worst.message].filter(Boolean).join(": ")), ` – ${worst.reason} × ${worst.count}`));
+  for (const worst of found.length ? errors : []) rows.push(make("li", {}, make("span", { class: "badge quiet" }, "most errors"), " ", make("strong", {}, [worst.agent, worst.message].filter(Boolean).join(": ")), ` – ${worst.reason} × ${worst.count}`));
   at("wrong").hidden = !found.length;
   at("wrong-list").replaceChildren(...rows);
   // Told to those who listen only where something else is wrong than before, not whenever a figure moves.
