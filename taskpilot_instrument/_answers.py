@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from taskpilot_instrument import comparison, golden
 from taskpilot_instrument._assembly import Parts
+from taskpilot_instrument._collector import finish_orphans
 from taskpilot_instrument._fleet import ask
-from taskpilot_instrument._operation import finish_orphans
 from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.comparison import ModelComparison
 from taskpilot_instrument.golden import GoldenSignals

@@ -6,7 +6,8 @@ from typing import Any, Final, ParamSpec
 
 from taskpilot_instrument._callables import deliver
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, active, current
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._recorder import Recorder, active
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.semconv import GEN_AI_TOOL_CALL_ID, GEN_AI_TOOL_DESCRIPTION, GEN_AI_TOOL_TYPE, Kind, Outcome
 from taskpilot_instrument.typing import Capture

@@ -5,98 +5,32 @@ every sink receives. The current operation lives in the OpenTelemetry context be
 span, so whatever carries one carries the other.
 """
 
-import gc
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from functools import partial
 from threading import get_ident
-from types import FrameType, TracebackType
-from typing import Any, Final, NamedTuple, Self
+from types import TracebackType
+from typing import Any, Final, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, set_span_in_context
 
-from taskpilot_instrument._bills import Bills
+from taskpilot_instrument import _collector
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
+from taskpilot_instrument._recorder import Recorder
+from taskpilot_instrument._records import Checked, Finished, LLMCall
 from taskpilot_instrument._totals import Totals
 from taskpilot_instrument.context import Ids, new_ids, remote_run
 from taskpilot_instrument.errors import BlockedError
 from taskpilot_instrument.pricing import Price
 from taskpilot_instrument.semconv import COST_UNKNOWN, Kind, Outcome
-from taskpilot_instrument.typing import Capture, Clock, Controls, Gate, PriceSource, Sink, SpanSource
 
 _KEY: Final = otel_context.create_key("taskpilot-operation")
 _NO_CONTEXT: Final = Context()
 #: The key under which OpenTelemetry keeps the current span, found out rather than known.
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
-
-
-class Home:
-    """The process in which operations begin; those of the parent go on in a forked child, and end in neither twice."""
-
-    __slots__ = ("is_left",)
-
-    def __init__(self) -> None:
-        self.is_left = False
-
-
-class Recorder(NamedTuple):
-    """What ``instrument()`` wires together; operations hold the one they started under."""
-
-    spans: SpanSource
-    sinks: tuple[Sink, ...]
-    prices: PriceSource
-    clock: Clock
-    #: Turn agent and tool arguments and results into redacted, cut text; None where content is off.
-    capture: Capture | None = None
-    #: Ask for the usage of streams whose caller did not, except at these hosts.
-    include_usage: bool = False
-    include_usage_except: frozenset[str] = frozenset()
-    #: Asked before each LLM call is sent.
-    gates: tuple[Gate, ...] = ()
-    #: Asked around each agent run and tool call; None where there is nothing to ask.
-    controls: Controls | None = None
-    #: Hear of events and nothing else; may grow while the recorder is in force.
-    listeners: Sequence[Callable[[Event], None]] = ()
-    #: What was counted already of what may be asked for again.
-    bills: Bills = Bills()
-    home: Home = Home()
-
-    def note(self, event: Event) -> None:
-        """Tell every sink and listener of something beside operations."""
-        for sink in self.sinks:
-            try:
-                sink.noted(event)
-            except Exception as error:
-                swallow(sink.where, error)
-        for listener in self.listeners:
-            try:
-                listener(event)
-            except Exception as error:
-                swallow("listener", error)
-
-
-_active: Recorder | None = None
-
-
-def activate(recorder: Recorder | None) -> None:
-    """Make ``recorder`` the one under which new operations start; None switches observation off."""
-    global _active, _collecting  # noqa: PLW0603 - one process has one active recorder, as it has one tracer provider
-    _active = recorder
-    if _note_collector in gc.callbacks:
-        gc.callbacks.remove(_note_collector)
-        _collecting = 0
-    if recorder is not None:
-        gc.callbacks.append(_note_collector)
-
-
-def active() -> Recorder | None:
-    """Return the recorder in force, or None before ``instrument()`` and after ``uninstrument()``."""
-    return _active
 
 
 def current() -> "Operation | None":
@@ -243,7 +177,7 @@ class Operation:
 
     def enter(self) -> None:
         """Make this the current operation."""
-        if _collecting and _collecting == get_ident():
+        if _collector.thread and _collector.thread == get_ident():
             return  # Python 3.11 crashes where the collector interrupted the setting of a context variable
         self._previous = get_current()
         attach(self.context)
@@ -256,7 +190,7 @@ class Operation:
         if (
             self._previous is not None
             and get_current().get(_KEY) is self
-            and not (_collecting and _collecting == get_ident())  # as in enter()
+            and not (_collector.thread and _collector.thread == get_ident())  # as in enter()
         ):
             attach(self._previous)
         self._previous = None
@@ -296,11 +230,14 @@ class Operation:
         :param error_type: ``error.type`` for a failure that is no exception.
         :param end_ns: monotonic nanoseconds of the end, where that lies in the past.
         """
-        if _collecting and _collecting == get_ident():
-            _orphans.append((self, outcome or self._judged(error), end_ns or self._now()))
+        if _collector.thread and _collector.thread == get_ident():
+            # Not finish() once more, which would look for orphans again.
+            _collector.orphans.append(
+                partial(self._conclude, None, outcome or self._judged(error), None, end_ns or self._now())
+            )
             return
-        if _orphans:  # first: this may be one of them, or have one beneath it
-            finish_orphans()
+        if _collector.orphans:  # first: this may be one of them, or have one beneath it
+            _collector.finish_orphans()
         self._conclude(error, outcome, error_type, end_ns)
 
     def _now(self) -> int | None:
@@ -437,8 +374,7 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 def leave_home() -> None:
     """Go on in a forked process: what runs here runs within the operation around, which is the parent's to end."""
-    global _collecting  # noqa: PLW0603 - there is one collector
-    _collecting = 0
+    _collector.after_fork()
     above = current()
     while above is not None:
         # Another thread may have held their locks, and their spans are the parent's to write to.
@@ -448,45 +384,7 @@ def leave_home() -> None:
         above = above.parent
 
 
-# --- operations that the garbage collector ends -------------------------------------------------
-
-#: The collector ends streams, generators and coroutines that nobody ended, in the middle of any allocation: also while
-#: this thread holds a lock that the sinks need, where to finish would be to wait for oneself. So they wait here.
-_orphans: deque[tuple[Operation, Outcome, int | None]] = deque()
-#: The thread in which the collector is at work; 0 where it is not.
-_collecting = 0
-
-
-def _note_collector(phase: str, _info: dict[str, int]) -> None:
-    global _collecting  # noqa: PLW0603 - there is one collector
-    _collecting = get_ident() if phase == "start" else 0
-    if phase == "stop" and _orphans:
-        interrupted = sys._getframe().f_back  # noqa: SLF001 - the only way to know whom the collector interrupted
-        if interrupted is not None and _was_asked_for(interrupted):
-            finish_orphans()
-
-
-def _was_asked_for(frame: FrameType) -> bool:
-    """Tell whether the interrupted code called ``gc.collect()`` itself: nothing is half done there."""
-    return "collect" in frame.f_code.co_names and "gc" in frame.f_code.co_names
-
-
-def is_collecting() -> bool:
-    """Tell whether the calling code runs because the garbage collector does."""
-    return _collecting != 0 and _collecting == get_ident()
-
-
 def abandon(operation: Operation) -> None:
     """Finish an operation whose stream or generator was collected, at the time of its last item."""
     if not operation.is_finished:
         operation.finish(outcome=Outcome.ABANDONED, end_ns=operation.last_ns)
-
-
-def finish_orphans() -> None:
-    """Finish what the collector left, from a place where no lock is held."""
-    while _orphans:
-        try:
-            operation, outcome, end_ns = _orphans.popleft()
-        except IndexError:  # another thread took it
-            return
-        operation._conclude(None, outcome, None, end_ns)  # noqa: SLF001 - not finish(), which comes here again

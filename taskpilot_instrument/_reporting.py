@@ -3,8 +3,8 @@
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
+from taskpilot_instrument._collector import finish_orphans
 from taskpilot_instrument._instrument import instrumentation
-from taskpilot_instrument._operation import finish_orphans
 from taskpilot_instrument.errors import LedgerError, NotInstrumentedError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from taskpilot_instrument import _forks
 from taskpilot_instrument._backlog import Backlog, Settlement
 from taskpilot_instrument._budget_accounts import Account, Kept, accounts_of
 from taskpilot_instrument._budget_words import crossing, note_refusal, refuse, shortage
-from taskpilot_instrument._operation import Operation, active
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument._worst_case import WorstCase
 from taskpilot_instrument.budgets import Budget, BudgetStatus

@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, Generic
 
 from taskpilot_instrument._bodies import Body
+from taskpilot_instrument._collector import is_collecting
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, abandon, is_collecting
+from taskpilot_instrument._operation import Operation, abandon
+from taskpilot_instrument._recorder import Recorder
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader

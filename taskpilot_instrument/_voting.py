@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._assembly import Parts
-from taskpilot_instrument._operation import Recorder, finish_orphans
+from taskpilot_instrument._collector import finish_orphans
+from taskpilot_instrument._recorder import Recorder
 from taskpilot_instrument._records import Event
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.settings import Settings

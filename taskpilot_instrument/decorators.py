@@ -8,7 +8,8 @@ from typing import Any, Final, TypeVar, overload
 from taskpilot_instrument._callables import observe
 from taskpilot_instrument._framework_runs import IN_USE, join
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, active, current
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._recorder import Recorder, active
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import GEN_AI_TOOL_DESCRIPTION, Kind
 from taskpilot_instrument.typing import Capture

@@ -15,8 +15,10 @@ from taskpilot_instrument._answers import Answers
 from taskpilot_instrument._assembly import add_alerts, add_budgets, assemble
 from taskpilot_instrument._backends import MetricsServer, capture, meter_provider, price_book, registry
 from taskpilot_instrument._bills import Bills
+from taskpilot_instrument._collector import finish_orphans
 from taskpilot_instrument._delivery import Provider, flush_in_time
-from taskpilot_instrument._operation import Home, Recorder, activate, active, finish_orphans, leave_home
+from taskpilot_instrument._operation import leave_home
+from taskpilot_instrument._recorder import Home, Recorder, activate, active
 from taskpilot_instrument._streams import abandon_open_streams
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument._voting import Voting

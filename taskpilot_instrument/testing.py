@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import CollectorRegistry, generate_latest
 
 from taskpilot_instrument import _guard, context
-from taskpilot_instrument._operation import finish_orphans
+from taskpilot_instrument._collector import finish_orphans
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import RESOURCE_SERVICE_NAME

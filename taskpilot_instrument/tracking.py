@@ -7,7 +7,8 @@ from opentelemetry.trace import INVALID_SPAN
 
 from taskpilot_instrument._bodies import as_object
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Recorder, active, current
+from taskpilot_instrument._operation import current
+from taskpilot_instrument._recorder import Recorder, active
 from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument._token_watch import watch
 from taskpilot_instrument.context import Ids

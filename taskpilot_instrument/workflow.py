@@ -6,7 +6,8 @@ from uuid import UUID
 
 from taskpilot_instrument import context
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, active
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import Kind, Outcome
 

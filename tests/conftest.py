@@ -13,7 +13,7 @@ from openai._base_client import AsyncAPIClient, SyncAPIClient
 from runtime_kit import Memory
 
 import taskpilot_instrument as tp
-from taskpilot_instrument import _guard, _operation
+from taskpilot_instrument import _collector, _guard, _operation, _recorder
 from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.testing import Captured, capture
 
@@ -64,8 +64,8 @@ def nothing_is_left() -> Iterator[None]:
         vars(owner)[name] for owner in (SyncAPIClient, AsyncAPIClient) for name in ("request", "_process_response")
     ]
     assert before == after
-    assert _operation._note_collector not in gc.callbacks
-    assert _operation.active() is None
+    assert not _collector.is_watched()
+    assert _recorder.active() is None
     assert _operation.current() is None
 
 

@@ -10,7 +10,8 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from taskpilot_instrument._operation import Operation, Recorder
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._recorder import Recorder
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._token_watch import TokenWatch
 from taskpilot_instrument.pricing import Price

@@ -10,7 +10,8 @@ import pytest
 import taskpilot_instrument as tp
 from taskpilot_instrument._bodies import EventBody
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, active
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._streams import Watch
 from taskpilot_instrument.embedded import EmbeddedServer, Reply

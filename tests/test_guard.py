@@ -26,8 +26,10 @@ import taskpilot_instrument as tp
 from taskpilot_instrument import (
     _bodies,
     _callables,
+    _collector,
     _guard,
     _operation,
+    _recorder,
     _records,
     _streams,
     _totals,
@@ -215,7 +217,7 @@ DRIVES: dict[str, Callable[[], list[Any]]] = {"sync": drive_sync, "async": lambd
 @pytest.fixture(scope="module")
 def bare() -> Iterator[dict[str, list[Any]]]:
     """What the application sees without us; then a small heap, for the many collections of this module."""
-    assert _operation.active() is None
+    assert _recorder.active() is None
     seen = {mode: drive() for mode, drive in DRIVES.items()}
     gc.collect()
     gc.freeze()
@@ -280,7 +282,7 @@ class Bench(NamedTuple):
     def assert_nothing_is_open(self) -> None:
         """Assert that every span ended, nothing is current and no stream is watched."""
         gc.collect()
-        _operation.finish_orphans()
+        _collector.finish_orphans()
         assert {} == self.open_spans.names
         assert _operation.current() is None
         assert set() == _streams._open_watches
@@ -333,9 +335,9 @@ def break_capture(bench: Bench, patch: pytest.MonkeyPatch, error: type[BaseExcep
     def broken(value: object) -> str:
         raise error(SECRET)
 
-    recorder = _operation.active()
+    recorder = _recorder.active()
     assert recorder is not None
-    patch.setattr(_operation, "_active", recorder._replace(capture=broken))
+    patch.setattr(_recorder, "_active", recorder._replace(capture=broken))
 
 
 def break_transport(bench: Bench, patch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
@@ -523,8 +525,8 @@ ROOT = str(PACKAGE)
 GATES = [
     str(PACKAGE / path)
     for path in (
-        "_callables.py", "_guard.py", "_operation.py", "_streams.py", "decorators.py", "patches/_openai_call.py",
-        "patches/openai.py", "runtime.py", "testing.py", "workflow.py",
+        "_callables.py", "_collector.py", "_guard.py", "_operation.py", "_recorder.py", "_streams.py", "decorators.py",
+        "patches/_openai_call.py", "patches/openai.py", "runtime.py", "testing.py", "workflow.py",
     )
 ]  # fmt: skip
 

@@ -10,7 +10,8 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from taskpilot_instrument._callables import _end, _touch, _Ward
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, active, current
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._recorder import Recorder, active
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._totals import Totals
 from taskpilot_instrument.semconv import OPERATION_CHAT, Kind, Outcome

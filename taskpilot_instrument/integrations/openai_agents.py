@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from taskpilot_instrument import _forks
 from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, active, current
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument._records import Checked, Event
 from taskpilot_instrument.integrations._patches import Switch
 from taskpilot_instrument.patches._patching import Patch

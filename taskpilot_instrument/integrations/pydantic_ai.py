@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final
 from taskpilot_instrument._callables import note_result
 from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool, checked, guarded, judged
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import active
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument.integrations._patches import Switch
 from taskpilot_instrument.patches._patching import Patch
 from taskpilot_instrument.semconv import Kind

@@ -10,8 +10,10 @@ from typing import Any, Final, cast
 
 from opentelemetry.context import attach, get_current
 
+from taskpilot_instrument._collector import is_collecting
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, is_collecting
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._recorder import Recorder
 from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.health import tally
 from taskpilot_instrument.patches._openai_call import Call

@@ -8,7 +8,8 @@ from opentelemetry.context import attach, get_current
 from taskpilot_instrument import _forks
 from taskpilot_instrument._bodies import as_object
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, Recorder, active, current
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._recorder import Recorder, active
 from taskpilot_instrument._records import CONVERSATION, Most
 from taskpilot_instrument._streams import Watch
 from taskpilot_instrument.errors import BlockedError

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import active
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument._streams import Watch
 from taskpilot_instrument.patches._openai_messages import place_of
 from taskpilot_instrument.patches._openai_session import Session

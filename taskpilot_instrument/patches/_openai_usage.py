@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from taskpilot_instrument._operation import Recorder
+from taskpilot_instrument._recorder import Recorder
 
 _log = logging.getLogger("taskpilot_instrument")
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation, active, current
+from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._recorder import active
 from taskpilot_instrument.health import tally
 from taskpilot_instrument.patches._openai_attributes import rate_limits
 from taskpilot_instrument.patches._openai_call import Call

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from taskpilot_instrument import _forks, semconv
-from taskpilot_instrument._operation import finish_orphans
+from taskpilot_instrument._collector import finish_orphans
 from taskpilot_instrument.semconv import DURATION_BUCKETS, METRIC_LABELS, NONE, OTHER
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, Node
 from taskpilot_instrument.sinks._said import Said, spread
