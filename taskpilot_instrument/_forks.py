@@ -2,7 +2,7 @@
 
 A child has one thread, and a copy of everything else: a lock that another thread held would stay locked for good, and
 what the parent has counted and not sent yet would be counted and sent twice. So locks made here are free in a child,
-and whoever joined is told to begin anew. Nothing is done in the parent: a fork costs it no time.
+and whoever joined is told to begin anew. What a child must not get in the midst of a change is paused before.
 """
 
 import concurrent.futures.thread  # noqa: F401 - see below
@@ -23,10 +23,23 @@ class Forked(Protocol):
         """Forget what is the parent's; every lock of ours is free by now."""
 
 
+class Paused(Forked, Protocol):
+    """What finishes what it is doing before a fork."""
+
+    def before_fork(self) -> None:
+        """Finish what is being done, and begin nothing."""
+
+    def go_on(self) -> None:
+        """Go on in the parent."""
+
+
 _locks: Final[WeakSet[Any]] = WeakSet()
 #: In the order in which they joined: what is built on others is told after them.
 _told: Final[WeakValueDictionary[int, Forked]] = WeakValueDictionary()
 _numbers: Final = count()
+_paused: Final[WeakSet[Paused]] = WeakSet()
+#: Two threads that fork at once would wait for what the other has stopped.
+_forking: Final = threading.RLock()
 
 
 def lock() -> threading.Lock:
@@ -55,7 +68,26 @@ def tell(one: Forked) -> None:
     _told[next(_numbers)] = one
 
 
+def pause(one: Paused) -> None:
+    """Have an object finish what it is doing before every fork, and tell it in the child as :func:`tell` does."""
+    tell(one)
+    _paused.add(one)
+
+
+def _before() -> None:
+    _forking.acquire()
+    for one in list(_paused):
+        one.before_fork()
+
+
+def _after_in_parent() -> None:
+    for one in list(_paused):
+        one.go_on()
+    _forking.release()
+
+
 def _after_in_child() -> None:
+    free(_forking)
     for each in list(_locks):
         free(each)
     for one in list(_told.values()):
@@ -68,4 +100,4 @@ def _after_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

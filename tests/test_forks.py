@@ -319,7 +319,7 @@ def test_servers_stay_with_the_parent() -> None:
 
 #: Where locks are held across a fork, renewed by hand, or never waited for.
 ELSEWHERE: Final = {
-    "_alerting.py", "_forks.py", "_http.py", "_ledger_gate.py", "_ledger_memory.py", "_log_targets.py", "_operation.py",
+    "_alerting.py", "_forks.py", "_http.py", "_ledger_gate.py", "_log_targets.py", "_operation.py",
     "_totals.py", "_waiting.py",
 }  # fmt: skip
 

@@ -1,12 +1,10 @@
-"""Queue the threads of a process for a store, in the order in which they came, and keep locks right across a fork."""
+"""Queue the threads of a process for a store, in the order in which they came."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
-from weakref import WeakSet
+from typing import Final
 
 from taskpilot_instrument.errors import LedgerError
 
@@ -79,41 +77,3 @@ class Gate:
                 self._queue.popleft().release()
             else:
                 self._free += 1
-
-
-class Forked(Protocol):
-    """What has to be told of a fork."""
-
-    def before_fork(self) -> None:
-        """Finish what is being done, and begin nothing."""
-
-    def after_fork(self, *, child: bool) -> None:
-        """Go on."""
-
-
-_told: Final[WeakSet[Forked]] = WeakSet()
-#: Two threads that fork at once would wait for what the other has stopped.
-_forking: Final = threading.RLock()
-
-
-def tell_of_forks(one: Forked) -> None:
-    """Tell an object of every fork, for as long as it lives."""
-    _told.add(one)
-
-
-def _before() -> None:
-    _forking.acquire()
-    for one in list(_told):
-        one.before_fork()
-
-
-def _after(*, child: bool) -> None:
-    for one in list(_told):
-        one.after_fork(child=child)
-    _forking.release()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(
-        before=_before, after_in_parent=lambda: _after(child=False), after_in_child=lambda: _after(child=True)
-    )

@@ -1,11 +1,10 @@
 """The ledger in memory: for tests, and for a single process whose budgets may begin anew with it."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
-from taskpilot_instrument.sinks._ledger_gate import tell_of_forks
+from taskpilot_instrument import _forks
 from taskpilot_instrument.sinks._ledger_records import Claim, Rollup, RunLink, Standing, Vote
 
 _MOST: Final = 100_000
@@ -21,7 +20,7 @@ class MemoryLedger:
     """Keep everything in dictionaries under one lock; the oldest is dropped where there is too much."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _forks.lock()
         self._forking = False
         self._spent: OrderedDict[_Key, int] = OrderedDict()
         self._held: dict[str, tuple[float, tuple[Claim, ...]]] = {}
@@ -35,18 +34,19 @@ class MemoryLedger:
         self._runs: OrderedDict[str, RunLink] = OrderedDict()
         self._traces: OrderedDict[str, RunLink] = OrderedDict()
         self._rollups: OrderedDict[tuple[int, str], dict[str, int]] = OrderedDict()
-        tell_of_forks(self)
+        _forks.pause(self)
 
     def before_fork(self) -> None:
         """Wait until nobody is in the midst of a change, which would never end in the child."""
         self._forking = self._lock.acquire(timeout=1)
 
-    def after_fork(self, *, child: bool) -> None:
-        """Go on; the child has a copy of its own."""
-        if child:
-            self._lock = threading.Lock()
-        elif self._forking:
+    def go_on(self) -> None:
+        """Go on."""
+        if self._forking:
             self._lock.release()
+
+    def after_fork(self) -> None:
+        """Do nothing: the child has a copy of its own, and its lock is free."""
 
     # --- money ------------------------------------------------------------------------------------
 

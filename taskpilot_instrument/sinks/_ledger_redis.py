@@ -5,10 +5,11 @@ from functools import partial
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument.errors import ConfigurationError, LedgerError
 from taskpilot_instrument.redaction import redact
 from taskpilot_instrument.sinks import _ledger_scripts as scripts
-from taskpilot_instrument.sinks._ledger_gate import Gate, tell_of_forks
+from taskpilot_instrument.sinks._ledger_gate import Gate
 from taskpilot_instrument.sinks._ledger_records import (
     KEEP_PERIOD_S,
     KEEP_RUN_S,
@@ -72,19 +73,20 @@ class RedisLedger:
         register = self._first.register_script
         self._reserve, self._settle = register(scripts.RESERVE), register(scripts.SETTLE)
         self._stand, self._vote = register(scripts.STAND), register(scripts.VOTE)
-        tell_of_forks(self)
+        _forks.pause(self)
 
     def before_fork(self) -> None:
         """Wait until nobody is inside the client: its locks would stay locked in the child."""
         self._entered = self._gate.enter_all()
 
-    def after_fork(self, *, child: bool) -> None:
-        """Go on; the client sees for itself that it is in another process."""
-        if child:
-            self._gate = Gate(self._gate.name, _AT_ONCE)
-            return
+    def go_on(self) -> None:
+        """Go on."""
         for _ in range(self._entered):
             self._gate.leave()
+
+    def after_fork(self) -> None:
+        """Go on with a gate that nobody is in; the client sees for itself that it is in another process."""
+        self._gate = Gate(self._gate.name, _AT_ONCE)
 
     def _ask(self, work: "Callable[[Redis], _T]") -> _T:
         """Ask the server; everything that is asked of it comes through here."""

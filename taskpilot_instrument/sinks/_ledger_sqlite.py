@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from taskpilot_instrument import _forks
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.sinks import _ledger_sql as sql
-from taskpilot_instrument.sinks._ledger_gate import Gate, tell_of_forks
+from taskpilot_instrument.sinks._ledger_gate import Gate
 from taskpilot_instrument.sinks._ledger_patience import Answer, execute, is_busy, patiently
 from taskpilot_instrument.sinks._ledger_records import (
     Claim,
@@ -54,7 +55,7 @@ class SqliteLedger:
         self._entered = 0
         with self._gate.turn():
             self._open(_OPEN_S)
-        tell_of_forks(self)
+        _forks.pause(self)
 
     def before_fork(self) -> None:
         """Close the file.
@@ -66,13 +67,14 @@ class SqliteLedger:
         if self._entered:
             self._close()
 
-    def after_fork(self, *, child: bool) -> None:
+    def go_on(self) -> None:
         """Go on; the file is opened again when it is needed."""
-        if child:
-            self._gate = Gate(self._gate.name)
-            return
         for _ in range(self._entered):
             self._gate.leave()
+
+    def after_fork(self) -> None:
+        """Go on with a gate that nobody is in."""
+        self._gate = Gate(self._gate.name)
 
     # --- the file ---------------------------------------------------------------------------------
 
