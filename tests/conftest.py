@@ -3,11 +3,14 @@
 import gc
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import hypothesis
 import openai
 import pytest
+from backends import RedisServer
 from log_bench import Bench, Kept
 from openai._base_client import AsyncAPIClient, SyncAPIClient
 from runtime_kit import Memory
@@ -16,6 +19,7 @@ import taskpilot_instrument as tp
 from taskpilot_instrument import _collector, _guard, _operation, _recorder
 from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.testing import Captured, capture
+from taskpilot_instrument.web import Server, serve
 
 # How long an example takes depends on the machine, and says nothing about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -110,3 +114,34 @@ def logger() -> logging.Logger:
     made = logging.Logger("app", logging.INFO)  # noqa: LOG001 - no other test may see it
     made.addHandler(Kept())
     return made
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        message = "not installed: chromium (apt-get install chromium)"
+        if os.environ.get("TASKPILOT_REQUIRE_BACKENDS") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def shown() -> Iterator[tuple[Captured, Server]]:
+    """Instrumentation and a server that shows it."""
+    with capture() as captured, serve(0, handle=captured.handle) as server:
+        yield captured, server

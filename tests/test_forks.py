@@ -6,13 +6,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from backends import RedisServer
 from fork_work import RUNS
 from otlp_receiver import HttpReceiver, Receiver
 
@@ -22,14 +20,6 @@ from taskpilot_instrument.usage import TokenUsage
 
 SCRIPT: Final = Path(__file__).with_name("fork_work.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A real Redis."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
 
 
 def run(folder: Path, receiver: Receiver, ledger: str, method: str, children: int, **settings: str) -> dict[str, Any]:

@@ -29,14 +29,6 @@ from taskpilot_instrument.sinks.ledger import (
 NOW = 1_764_000_000.0
 
 
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A real Redis."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Name a ledger of each kind."""

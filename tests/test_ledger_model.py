@@ -104,11 +104,9 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def redis_url(redis: RedisServer) -> str:
     """A real Redis."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server.url
-    server.stop()
+    return redis.url
 
 
 class Ledgers(RuleBasedStateMachine):

@@ -22,11 +22,10 @@ DAY = 86_400
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def server(request: pytest.FixtureRequest) -> RedisServer:
     """A real Redis."""
-    running = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield running
-    running.stop()
+    running: RedisServer = request.getfixturevalue("redis")
+    return running
 
 
 @pytest.fixture

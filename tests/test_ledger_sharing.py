@@ -22,14 +22,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["ledger_work"])
 
 
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A real Redis."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
 def place(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     """Name a ledger of this kind."""
     if kind == "redis":

@@ -20,23 +20,12 @@ import taskpilot_instrument as tp
 from taskpilot_instrument._provider import ExportCounts, build_provider
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
 
-pytestmark = pytest.mark.openai
+pytestmark = [pytest.mark.openai, pytest.mark.usefixtures("clean_environment")]
 
 MESSAGES: Any = [{"role": "user", "content": "hello there"}]
 USAGE = tp.TokenUsage(150, 50)
 TREE = ["workflow.run", "  PlannerAgent.execute", "    chat gpt-4o-mini", "    create_task"]
 RECEIVERS: dict[str, type[Receiver]] = {"http": HttpReceiver, "grpc": GrpcReceiver}
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hide the developer's own variables, and let no failed test stay instrumented."""
-    for name in os.environ:
-        if name.startswith(("OTEL_", "TASKPILOT_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("TASKPILOT_LOGS", "off")
-    yield
-    tp.uninstrument()
 
 
 @pytest.fixture(params=RECEIVERS)

@@ -1,19 +1,16 @@
 """The page in a real browser: it loads, moves while runs end, takes votes, and shows what it is given as text."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
+from browsing import Page
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web import Server, serve
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
 NASTY = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
@@ -28,45 +25,12 @@ class Agent:
         raise ValueError(text)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, without a window."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        message = "not installed: chromium (apt-get install chromium)"
-        if os.environ.get("TASKPILOT_REQUIRE_BACKENDS") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def shown() -> Iterator[tuple[Captured, Server]]:
     """Instrumentation that captures content, and a server that shows it."""
     settings: dict[str, Any] = {"budgets": [Budget("daily", "0.0001")], "ledger": "memory", "capture_content": True}
     with capture(**settings) as captured, serve(0, handle=captured.handle) as server:
         yield captured, server
-
-
-class Page:
-    """A page that notes what the browser complains about."""
-
-    def __init__(self, browser: Any, url: str, **context: Any) -> None:
-        self.complaints: list[str] = []
-        self._context = browser.new_context(**context)
-        self.page = self._context.new_page()
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(url)
-        self.page.wait_for_selector("#signals li")
-
-    def close(self) -> list[str]:
-        """Close it; return the complaints."""
-        self._context.close()
-        return self.complaints
 
 
 def run_once(client: openai.OpenAI, request_id: str, *, fails: bool = False) -> None:

@@ -1,27 +1,15 @@
 """The page in a real browser: what is wrong and where, models, experiments, and signals over time."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from backends import free_port
-from test_page import Page, browser
+from browsing import Page, PlannerAgent
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web import Server, serve
-
-__all__ = ["browser"]  # a fixture of its neighbour's
-
-
-@tp.observed_agent
-class PlannerAgent:
-    """Asks a model."""
-
-    def run(self, client: openai.OpenAI, model: str = "gpt-4o-mini") -> None:
-        """Run."""
-        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
 
 
 @tp.observed_agent
@@ -31,13 +19,6 @@ class ExecutorAgent:
     def run(self) -> None:
         """Run."""
         raise ConnectionError("the pager gateway does not answer")
-
-
-@pytest.fixture
-def shown() -> Iterator[tuple[Captured, Server]]:
-    """Instrumentation and a server that shows it."""
-    with capture() as captured, serve(0, handle=captured.handle) as server:
-        yield captured, server
 
 
 def fail(request_id: str) -> None:

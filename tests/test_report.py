@@ -1,7 +1,6 @@
 """Reports on what real runs left in a ledger, under a clock of the test's."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from backends import RedisServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reported import CALL_USD, Program, program
@@ -35,14 +33,6 @@ def two_days(runs: Program) -> None:
     runs.run(seconds=1.5, correct=False, violations=1)
     runs.run(seconds=1.5, usage=(300, 100), model="gpt-4o-mini", agent="ReviewerAgent")
     runs.run(seconds=1.5, fails=True, workflow="billing")
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A real Redis."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The report as a page, in a real browser: light, dark, on a phone, on paper; names are text."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,25 +10,8 @@ from reported import program
 
 import taskpilot_instrument as tp
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-
 START = datetime(2026, 11, 16, 9, tzinfo=UTC)
 NASTY = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">" + "x" * 80
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, without a window."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        message = "not installed: chromium (apt-get install chromium)"
-        if os.environ.get("TASKPILOT_REQUIRE_BACKENDS") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 import openai
 import pytest
+from browsing import PlannerAgent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,28 +26,12 @@ from taskpilot_instrument.web.series import Series
 
 
 @tp.observed_agent
-class PlannerAgent:
-    """Asks a model."""
-
-    def run(self, client: openai.OpenAI, model: str = "gpt-4o-mini") -> None:
-        """Run."""
-        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
-
-
-@tp.observed_agent
 class ExecutorAgent:
     """Fails."""
 
     def run(self) -> None:
         """Run."""
         raise ValueError("no")
-
-
-@pytest.fixture
-def shown() -> Iterator[tuple[Captured, Server]]:
-    """Instrumentation and a server that shows it."""
-    with capture() as captured, serve(0, handle=captured.handle) as server:
-        yield captured, server
 
 
 @pytest.fixture
