@@ -9,13 +9,14 @@ where its name comes close to a setting's, a warning says which.
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, get_args
 
 from taskpilot_instrument import _forms
-from taskpilot_instrument._forms import Form, complaint, did_you_mean
+from taskpilot_instrument._forms import complaint, did_you_mean
+from taskpilot_instrument._setting import SILENT, SPEC, SettingDoc, Source, Spec, setting
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import SERVICE_NAME
 from taskpilot_instrument.typing import Clock
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("taskpilot_instrument")
 _PREFIX: Final = "TASKPILOT_"
-_SPEC: Final = "spec"
-_SILENT: Final = object()
 
 Framework = Literal["agent_framework", "openai_agents", "langchain", "pydantic_ai"]
 CaptureContent = Literal["no_content", "span_only", "event_only", "span_and_event"]
@@ -49,68 +48,12 @@ class SupportsWrite(Protocol):
 LogTarget = str | Path | SupportsWrite | logging.Logger
 
 
-class Source(NamedTuple):
-    """An environment variable that speaks of a setting.
-
-    :param form: what the variable's text has to be.
-    :param read: read that text; returns ``_SILENT`` where it says nothing about the setting.
-    """
-
-    variable: str
-    form: Form
-    read: Callable[[str], object]
-
-
-class _Spec(NamedTuple):
-    form: Form
-    default: object
-    doc: str
-    sources: tuple[Source, ...]
-
-    def from_environment(self, environ: Mapping[str, str]) -> object:
-        """Return the value that the first variable gives that says something, else the default."""
-        for variable, form, read in self.sources:
-            given = environ.get(variable, "").strip()
-            if not given:
-                continue
-            try:
-                value = read(given)
-                if value is not _SILENT:
-                    return self.form.accept(value)
-            except ValueError:
-                raise ConfigurationError(complaint(variable, given, form)) from None
-        return self.default
-
-
-class SettingDoc(NamedTuple):
-    """One row of the settings table.
-
-    :param variables: environment variables, the first that is set wins.
-    """
-
-    name: str
-    variables: tuple[str, ...]
-    type: str
-    default: str
-    doc: str
-
-
-def _setting(form: Form, doc: str, *variables: str | Source, default: object) -> Any:
-    """Declare a setting; the result is typed Any so that the field's own annotation counts."""
-    sources = tuple(
-        variable if isinstance(variable, Source) else Source(variable, form, form.read or form.accept)
-        for variable in variables
-    )
-    spec = _Spec(form, default, doc, sources)
-    return field(default_factory=lambda: spec.from_environment(os.environ), metadata={_SPEC: spec})
-
-
 def _service_name_in(pairs: str) -> object:
-    return _forms.read_pairs(pairs).get("service.name") or _SILENT
+    return _forms.read_pairs(pairs).get("service.name") or SILENT
 
 
 def _none_if_exporter_is_none(exporter: str) -> object:
-    return None if exporter.casefold() == "none" else _SILENT
+    return None if exporter.casefold() == "none" else SILENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +63,13 @@ class Settings:
     :raises ConfigurationError: for a value that is not valid, with those that are.
     """
 
-    enabled: bool = _setting(
+    enabled: bool = setting(
         _forms.boolean(),
         "Observe at all; off, `instrument()` patches, records and serves nothing.",
         "TASKPILOT_ENABLED",
         default=True,
     )
-    service_name: str = _setting(
+    service_name: str = setting(
         _forms.text(),
         "Name of the service on spans and log lines.",
         "TASKPILOT_SERVICE_NAME",
@@ -134,81 +77,81 @@ class Settings:
         Source("OTEL_RESOURCE_ATTRIBUTES", _forms.attributes(), _service_name_in),
         default=SERVICE_NAME,
     )
-    resource_attributes: Mapping[str, str | bool | int | float] = _setting(
+    resource_attributes: Mapping[str, str | bool | int | float] = setting(
         _forms.attributes(),
         "Further attributes of the resource that spans belong to.",
         "TASKPILOT_RESOURCE_ATTRIBUTES",
         "OTEL_RESOURCE_ATTRIBUTES",
         default=MappingProxyType({}),
     )
-    capture_content: CaptureContent | bool = _setting(
+    capture_content: CaptureContent | bool = setting(
         _forms.choice(get_args(CaptureContent), when_true="span_and_event", when_false="no_content"),
         "Where the text of messages, arguments and results is written; true means spans and events.",
         "TASKPILOT_CAPTURE_CONTENT",
         "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
         default="no_content",
     )
-    content_limit: int = _setting(
+    content_limit: int = setting(
         _forms.whole(1, 1_000_000),
         "Characters of captured content kept per attribute or field; what is cut says so.",
         "TASKPILOT_CONTENT_LIMIT",
         default=4096,
     )
-    redact: Callable[[str], str] | None = _setting(
+    redact: Callable[[str], str] | None = setting(
         _forms.optional(_forms.thing("callable", "a function from text to text", "__call__")),
         "Function that content passes through before it is written anywhere, besides the built-in redaction.",
         default=None,
     )
-    logs: LogTarget = _setting(
+    logs: LogTarget = setting(
         _forms.log_target(("stderr", "stdout", "off")),
         "Where JSON log lines go.",
         "TASKPILOT_LOGS",
         default="stderr",
     )
-    log_profile: LogProfile = _setting(
+    log_profile: LogProfile = setting(
         _forms.choice(get_args(LogProfile)),
         "Shape of a log line: flat names, or those of the Elastic Common Schema.",
         "TASKPILOT_LOG_PROFILE",
         default="flat",
     )
-    log_level: LogLevel = _setting(
+    log_level: LogLevel = setting(
         _forms.choice(get_args(LogLevel)),
         "Least severe level that is written.",
         "TASKPILOT_LOG_LEVEL",
         default="INFO",
     )
-    metrics_port: int | None = _setting(
+    metrics_port: int | None = setting(
         _forms.optional(_forms.whole(0, 65535)),
         "Port on which `/metrics` is served; 0 picks a free one, None serves nothing.",
         "TASKPILOT_METRICS_PORT",
         default=None,
     )
-    metrics_address: str = _setting(
+    metrics_address: str = setting(
         _forms.text(),
         "Address on which `/metrics` is served.",
         "TASKPILOT_METRICS_ADDRESS",
         default="127.0.0.1",
     )
-    registry: "CollectorRegistry | None" = _setting(
+    registry: "CollectorRegistry | None" = setting(
         _forms.optional(
             _forms.thing("CollectorRegistry", "a prometheus_client.CollectorRegistry", "register", "collect")
         ),
         "Registry that the metric families are on; None means prometheus_client's own.",
         default=None,
     )
-    aliases: bool = _setting(
+    aliases: bool = setting(
         _forms.boolean(),
         "Serve the label-free alias names beside the canonical families.",
         "TASKPILOT_ALIASES",
         default=True,
     )
-    label_cap: int = _setting(
+    label_cap: int = setting(
         _forms.whole(1, 10_000),
         "Distinct values that one label may take; further ones are counted as `other`.",
         "TASKPILOT_LABEL_CAP",
         default=200,
     )
-    otlp_endpoint: str | None = _setting(
+    otlp_endpoint: str | None = setting(
         _forms.optional(_forms.url()),
         "URL that spans are sent to; None, or OTEL_TRACES_EXPORTER=none, sends none. Headers, timeouts, "
         "compression and certificates come from OTEL_EXPORTER_OTLP_*.",
@@ -218,7 +161,7 @@ class Settings:
         Source("OTEL_EXPORTER_OTLP_ENDPOINT", _forms.url(), _forms.otlp_base),
         default=None,
     )
-    otlp_protocol: OtlpProtocol = _setting(
+    otlp_protocol: OtlpProtocol = setting(
         _forms.choice(get_args(OtlpProtocol)),
         "How spans travel to the OTLP receiver.",
         "TASKPILOT_OTLP_PROTOCOL",
@@ -226,56 +169,56 @@ class Settings:
         "OTEL_EXPORTER_OTLP_PROTOCOL",
         default="http/protobuf",
     )
-    sdk_disabled: bool = _setting(
+    sdk_disabled: bool = setting(
         _forms.boolean(),
         "Make no spans and no OpenTelemetry metrics; Prometheus metrics, logs and golden signals go on.",
         "TASKPILOT_SDK_DISABLED",
         "OTEL_SDK_DISABLED",
         default=False,
     )
-    patch_openai: bool = _setting(
+    patch_openai: bool = setting(
         _forms.boolean(),
         "Observe calls made through the openai client, where it is installed.",
         "TASKPILOT_PATCH_OPENAI",
         default=True,
     )
-    observe_sockets: bool = _setting(
+    observe_sockets: bool = setting(
         _forms.boolean(),
         "Observe the WebSockets of the openai client, too: realtime sessions, and those of the Responses API.",
         "TASKPILOT_OBSERVE_SOCKETS",
         default=False,
     )
-    frameworks: tuple[Framework, ...] = _setting(
+    frameworks: tuple[Framework, ...] = setting(
         _forms.choices(get_args(Framework)),
         "Agent frameworks whose workflows, agents and tools are observed.",
         "TASKPILOT_FRAMEWORKS",
         default=(),
     )
-    include_usage: bool = _setting(
+    include_usage: bool = setting(
         _forms.boolean(),
         "Ask for the usage of streamed chat completions and hide the chunk that brings it.",
         "TASKPILOT_INCLUDE_USAGE",
         default=False,
     )
-    include_usage_except: tuple[str, ...] = _setting(
+    include_usage_except: tuple[str, ...] = setting(
         _forms.words(),
         "Hosts that are never asked for it, because they refuse requests which do.",
         "TASKPILOT_INCLUDE_USAGE_EXCEPT",
         default=(),
     )
-    propagate_threads: bool = _setting(
+    propagate_threads: bool = setting(
         _forms.boolean(),
         "Carry the current run into `threading.Thread` and thread pools; tasks and `asyncio.to_thread` carry it "
         "anyway.",
         "TASKPILOT_PROPAGATE_THREADS",
         default=False,
     )
-    pricing: Mapping[str, Mapping[str, Any]] | None = _setting(
+    pricing: Mapping[str, Mapping[str, Any]] | None = setting(
         _forms.optional(_forms.mapping('a mapping such as {"my-model": {"input": 2.50, "output": 10.00}}')),
         "Prices of your own, USD for a million tokens, asked before the built-in ones.",
         default=None,
     )
-    deployments: Mapping[str, str] = _setting(
+    deployments: Mapping[str, str] = setting(
         _forms.aliases(
             'deployments with the models that they run, such as {"my-gpt4o": "gpt-4o"} (in text: my-gpt4o=gpt-4o)'
         ),
@@ -283,18 +226,18 @@ class Settings:
         "TASKPILOT_DEPLOYMENTS",
         default=MappingProxyType({}),
     )
-    tracer_provider: "TracerProvider | None" = _setting(
+    tracer_provider: "TracerProvider | None" = setting(
         _forms.optional(_forms.thing("TracerProvider", "an OpenTelemetry TracerProvider", "get_tracer")),
         "Provider of the tracer; None takes the application's global one, or builds one.",
         default=None,
     )
-    meter_provider: "MeterProvider | None" = _setting(
+    meter_provider: "MeterProvider | None" = setting(
         _forms.optional(_forms.thing("MeterProvider", "an OpenTelemetry MeterProvider", "get_meter")),
         "Provider of the meter for the GenAI metrics of OpenTelemetry; None takes the application's global one, "
         "if it has set one.",
         default=None,
     )
-    budgets: object = _setting(
+    budgets: object = setting(
         _forms.optional(
             _forms.listed(
                 "list of Budget | path", "a list of Budget(…), or the path of a TOML file with [[budget]] tables"
@@ -304,70 +247,70 @@ class Settings:
         "TASKPILOT_BUDGETS",
         default=None,
     )
-    ledger: object = _setting(
+    ledger: object = setting(
         _forms.optional(_forms.ledger()),
         "Where budgets and feedback are kept: the path of a SQLite file, `redis://…`, `memory`, or a Ledger; None "
         "opens a SQLite file in the user's state folder once something needs it.",
         "TASKPILOT_LEDGER",
         default=None,
     )
-    ledger_unavailable: LedgerUnavailable = _setting(
+    ledger_unavailable: LedgerUnavailable = setting(
         _forms.choice(get_args(LedgerUnavailable)),
         'What happens to a call that a budget with `on_exceed="block"` speaks of while the ledger cannot be reached.',
         "TASKPILOT_LEDGER_UNAVAILABLE",
         default="allow",
     )
-    feedback_key: str | None = _setting(
+    feedback_key: str | None = setting(
         _forms.optional(_forms.text()),
         "Secret that feedback tokens are signed with; the same in all processes that make and take them.",
         "TASKPILOT_FEEDBACK_KEY",
         default=None,
     )
-    policies: tuple[Any, ...] = _setting(
+    policies: tuple[Any, ...] = setting(
         _forms.listed("list of Policy", "a list of policies or functions"),
         "Policies that are asked about agent input, tool calls and agent output.",
         default=(),
     )
-    guardrails: tuple[Any, ...] = _setting(
+    guardrails: tuple[Any, ...] = setting(
         _forms.listed("list of Guardrail", "a list of guardrails"),
         "Guardrails that check the input and output of agents.",
         default=(),
     )
-    token_limits: object = _setting(
+    token_limits: object = setting(
         _forms.optional(_forms.listed("list of TokenLimit", "a list of TokenLimit(…)")),
         "Limits of tokens for each call, run, or agent and minute.",
         default=None,
     )
-    runaway: object = _setting(
+    runaway: object = setting(
         _forms.optional(_forms.listed("Runaway", "a Runaway(…)")),
         "When a run goes in circles, and what happens then.",
         default=None,
     )
-    alerts: tuple[Any, ...] = _setting(
+    alerts: tuple[Any, ...] = setting(
         _forms.listed("list of Alert", "a list of Alert(…)"),
         "Callbacks with a threshold and a cool-down, for those without an Alertmanager.",
         default=(),
     )
-    source: str | None = _setting(
+    source: str | None = setting(
         _forms.optional(_forms.text()),
         "Prometheus that the page takes its golden signals from, those of all processes, such as "
         "`http://prometheus:9090?job=taskpilot`; None shows this process's.",
         "TASKPILOT_SOURCE",
         default=None,
     )
-    source_token: str | None = _setting(
+    source_token: str | None = setting(
         _forms.optional(_forms.text()),
         "Bearer token that this Prometheus, or the one of `golden_signals(source=…)`, asks for.",
         "TASKPILOT_SOURCE_TOKEN",
         default=None,
     )
-    source_timeout_s: int = _setting(
+    source_timeout_s: int = setting(
         _forms.whole(1, 600),
         "Seconds that its answer may take.",
         "TASKPILOT_SOURCE_TIMEOUT_S",
         default=30,
     )
-    clock: Clock | None = _setting(
+    clock: Clock | None = setting(
         _forms.optional(_forms.thing("Clock", "a taskpilot_instrument.typing.Clock", "monotonic_ns", "epoch_ns")),
         "Where time comes from; for tests.",
         default=None,
@@ -442,7 +385,7 @@ class Settings:
         )
 
 
-_SPECS: Final[dict[str, _Spec]] = {each.name: each.metadata[_SPEC] for each in fields(Settings)}
+_SPECS: Final[dict[str, Spec]] = {each.name: each.metadata[SPEC] for each in fields(Settings)}
 
 
 def _shown(default: object) -> str:

@@ -43,6 +43,7 @@ LEVELS: Final = {
     "_hourly": 1,
     "context": 1,
     "redaction": 1,
+    "_setting": 1,
     "settings": 1,
     "_money": 1,
     "_rates": 1,
