@@ -2,26 +2,24 @@
 
 import json
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
-from taskpilot_instrument.errors import SourceError, TaskpilotError
+from taskpilot_instrument.errors import TaskpilotError
 
+Made = TypeVar("Made")
 OK: Final = 0
 BAD: Final = 1
 WRONG_USE: Final = 2
 _TOO_MANY: Final = 429
 _SERVERS_FAULT: Final = 500
-#: Worst verdicts first; ``--fail-on`` names the mildest that fails.
-_ORDER: Final = ("critical", "warning", "healthy", "unknown")
 
 
 class CommandError(Exception):
@@ -62,54 +60,15 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
         raise CommandError(f"{url} did not answer with JSON: is it our page?") from error
 
 
-def signals(options: Namespace) -> int:
-    """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
-    failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
-    if not options.watch:
-        return BAD if _look(options) in failing else OK
-    told = ""
-    while True:
-        try:
-            verdict, told = _look(options), ""
-        except (AwayError, SourceError) as error:  # who watches waits for it, and is told once
-            if str(error) != told:
-                print(f"taskpilot-instrument: {error} Waiting for it.", file=sys.stderr, flush=True)
-            told = str(error)
-        else:
-            if verdict in failing:
-                return BAD
-        time.sleep(options.watch)
+def answered(make: Callable[[dict[str, Any]], Made], answer: dict[str, Any], url: str) -> Made:
+    """Make of a page's answer what it was made of there.
 
-
-def _look(options: Namespace) -> str:
-    """Show the golden signals once, and return their verdict."""
-    asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
-    if options.source:
-        found, shown = _of_source(options.source, asked)
-    else:
-        found, shown = ask(options.url, "/signals", options.token, **asked), None
-    if options.format == "json":
-        print(json.dumps(found, indent=None if options.watch else 2), flush=True)
-    elif shown is not None:
-        print(shown, flush=True)
-    else:
-        print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
-        rows = [
-            (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
-            for name, signal in found["signals"].items()
-        ]
-        show_table(("signal", "value", "verdict"), rows)
-        sys.stdout.flush()
-    verdict: str = found["verdict"]
-    return verdict
-
-
-def _of_source(source: str, asked: dict[str, str | None]) -> tuple[dict[str, Any], str]:
-    from taskpilot_instrument._instrument import golden_signals
-    from taskpilot_instrument.web import state
-
-    found = golden_signals(source=source, **asked)
-    return state.clean(state.signals(found)), str(found)
+    :raises CommandError: where it is another release's.
+    """
+    try:
+        return make(answer)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CommandError(f"{url} answered in words of another version: see --format json") from error
 
 
 def budgets(options: Namespace) -> int:
@@ -191,13 +150,26 @@ def run(command: Callable[[Namespace], int], options: Namespace) -> int:
         return 130
 
 
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
-
-
 def is_installed(module: str) -> bool:
     """Tell whether a module can be imported."""
     return find_spec(module) is not None
+
+
+def show(found: object, styles: Mapping[str, list[str]]) -> None:
+    """Print an answer, in colour with rich where it is installed and somebody looks.
+
+    :param styles: words by the style that they are shown in.
+    """
+    if not (sys.stdout.isatty() and is_installed("rich")):
+        print(found, flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(str(found))
+    for style, words in styles.items():
+        text.highlight_words(words, style)
+    Console().print(text, soft_wrap=True)
 
 
 def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 NAME: Final = "report"
 OK: Final = 0
-WRONG_USE: Final = 2
-OUT_OF_REACH: Final = 3
+NO_ANSWER: Final = 2
 _WHAT: Final = "report on a day, week or month, each figure beside that of the period before"
 _EXAMPLES: Final = """\
 examples:
@@ -24,8 +23,7 @@ examples:
 
 exit status:
   0  the report was made
-  2  an argument is wrong
-  3  the ledger or Prometheus cannot be reached, or there is no ledger
+  2  an argument is wrong, or the ledger or Prometheus is out of reach, or there is no ledger
 """
 
 
@@ -53,7 +51,7 @@ def add_report(commands: Any) -> None:
 def run(options: Namespace) -> int:
     """Make a report, write it, and return the exit status."""
     from taskpilot_instrument._reporting import report
-    from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
+    from taskpilot_instrument.errors import TaskpilotError
 
     try:
         made = report(
@@ -66,20 +64,18 @@ def run(options: Namespace) -> int:
             sys.stdout.flush()
         else:
             options.output.write_text(text, encoding="utf-8")
-    except (LedgerError, SourceError) as error:
-        return _refuse(error, OUT_OF_REACH)
-    except ConfigurationError as error:
-        return _refuse(error, WRONG_USE)
+    except TaskpilotError as error:
+        return _refuse(error)
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _refuse(f"--output={options.output}: {error.strerror}", WRONG_USE)
+        return _refuse(f"--output={options.output}: {error.strerror}")
     return OK
 
 
-def _refuse(why: object, status: int) -> int:
+def _refuse(why: object) -> int:
     sys.stderr.write(f"taskpilot-instrument: {why}\n")
-    return status
+    return NO_ANSWER
 
 
 def _day(text: str) -> date | str:

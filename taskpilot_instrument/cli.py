@@ -34,11 +34,11 @@ examples:
 """
 _URL: Final = "http://127.0.0.1:8080"
 #: Modules of the commands that have one of their own.
-_PLACES: Final = {"models": "_compared", "experiments": "_compared", "check": "_check"}
+_PLACES: Final = {"signals": "_signals_command", "models": "_compared", "experiments": "_compared", "check": "_check"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 well, 1 not well, 2 wrong use or out of reach.
+    """Run a command and return its exit status: 0 well, 1 not well, 2 no answer, 130 interrupted.
 
     :param arguments: in place of the process's own.
     """
@@ -88,7 +88,13 @@ def _parser() -> ArgumentParser:
     serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
     serve.add_argument("--source", help="Prometheus whose golden signals are shown, those of all processes")
 
-    signals = _asking(commands, "signals", "show the golden signals of a running page")
+    signals = _asking(
+        commands,
+        "signals",
+        "show the golden signals of a running page",
+        bad="with --fail-on: the verdict is that bad or worse",
+        no_answer=", or with --fail-on: nothing ran that could be judged",
+    )
     signals.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     for name in ("workflow", "agent", "model"):
         signals.add_argument(f"--{name}", help=f"only this {name}")
@@ -96,43 +102,56 @@ def _parser() -> ArgumentParser:
     signals.add_argument(
         "--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds (default: 5)"
     )
-    signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
-    _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
+    signals.add_argument(
+        "--fail-on",
+        choices=("critical", "warning"),
+        help="a gate: exit with 1 on this verdict or worse, with 2 where nothing ran",
+    )
+    _asking(commands, "budgets", "show how every budget of a running page stands", bad="a budget is spent")
 
-    models = _asking(commands, "models", "show the models beside each other; exit with 1 where none was called")
+    models = _asking(commands, "models", "show the models beside each other", bad="no model was called")
     models.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     models.add_argument("--agent", help="only this agent's calls and runs")
-    what = "show experiments; exit with 1 where a variant is worse or an assignment broken"
-    experiments = _asking(commands, "experiments", what)
+    bad = "a variant is worse, or an assignment is broken"
+    experiments = _asking(commands, "experiments", "show experiments, and what can be said of them", bad=bad)
     experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")
     experiments.add_argument("--window", help="how far back, such as 1h; figures of a window are not judged")
 
     _report_command.add_report(commands)
 
-    prices = _command(commands, "prices", "show what a model costs")
+    prices = _command(commands, "prices", "show what a model costs", bad="its price is not known")
     prices.add_argument("model", help="such as gpt-4o-mini")
     prices.add_argument("--provider", help="whose price, such as azure")
     prices.add_argument("--tier", help="service tier, such as flex, priority or batch")
-    check = _command(commands, "check", "verify the installation: settings, patches, receiver of spans, prices, ledger")
+    what = "verify the installation: settings, patches, receiver of spans, prices, ledger"
+    check = _command(commands, "check", what, bad="a part is wrong")
     check.add_argument("--model", help="whose price has to be known (default: gpt-4o-mini)")
     check.add_argument("--prometheus", metavar="URL", help="whether the rules are loaded there, and targets answer")
     check.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
     return parser
 
 
-def _command(commands: Any, name: str, what: str) -> ArgumentParser:
+def _command(commands: Any, name: str, what: str, *, bad: str = "", no_answer: str = "") -> ArgumentParser:
+    """Add a command.
+
+    :param bad: when its exit status is 1.
+    :param no_answer: when it is 2, beside a wrong argument.
+    """
+    examples = [line for line in _EXAMPLES.splitlines() if f"{line} ".startswith(f"  taskpilot-instrument {name} ")]
+    statuses = {0: "all is well", 1: bad, 2: f"an argument is wrong{no_answer}"}
+    told = [f"  {status}  {when}" for status, when in statuses.items() if when]
     made: ArgumentParser = commands.add_parser(
         name,
         help=what,
         description=f"{what[0].upper()}{what[1:]}.",
-        epilog="\n".join(line for line in _EXAMPLES.splitlines() if line == "examples:" or f" {name}" in line),
+        epilog="\n".join(["examples:", *examples, "", "exit status:", *told]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return made
 
 
-def _asking(commands: Any, name: str, what: str) -> ArgumentParser:
-    made = _command(commands, name, what)
+def _asking(commands: Any, name: str, what: str, *, bad: str, no_answer: str = "") -> ArgumentParser:
+    made = _command(commands, name, what, bad=bad, no_answer=f", or the page does not answer{no_answer}")
     made.add_argument("--url", default=_URL, help="address of the page (default: %(default)s)")
     made.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="its bearer token")
     made.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")

@@ -38,12 +38,14 @@ def fail_once() -> None:
 def test_signals(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[str]) -> None:
     """The signals are shown as a table and as JSON; ``--fail-on`` makes a bad verdict the exit status."""
     url = shown[1].url
+    with tp.workflow("w"):
+        pass
     assert 0 == main(["signals", "--url", url, "--fail-on", "warning"])
     fail_once()
     assert 0 == main(["signals", "--url", url])
-    assert re.search(r"success rate +0 +critical", capsys.readouterr().out)
+    assert re.search(r"success rate +50.00 % +critical +1 of 2 runs", capsys.readouterr().out)
     assert 0 == main(["signals", "--url", url, "--format", "json", "--window", "15m"])
-    assert 1 == json.loads(capsys.readouterr().out)["runs"]
+    assert 2 == json.loads(capsys.readouterr().out)["runs"]
     assert [1, 1] == [main(["signals", "--url", url, "--fail-on", each]) for each in ("critical", "warning")]
 
 
@@ -90,11 +92,15 @@ def test_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command has a help that describes its options."""
+    """Each command has a help with examples of its own, and what its exit status means."""
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert 0 == left.value.code
-    assert f"taskpilot-instrument {command}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"  taskpilot-instrument {command}" in out
+    assert "exit status:\n  0  " in out
+    others = re.findall(r"^  taskpilot-instrument (?!{}\b)".format(command), out, re.MULTILINE)
+    assert [] == others
 
 
 def test_demo_with_the_page() -> None:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from taskpilot_instrument._instrument import instrumentation
+from taskpilot_instrument._signals_json import to_json
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.runtime import Instrumentation
@@ -110,7 +111,7 @@ class _Faces:
     async def signals(self, request: Request) -> Response:
         """Answer with the golden signals."""
         asked = _query(request, "window", "workflow", "agent", "model")
-        found = await run_in_threadpool(lambda: state.signals(self._shown.signals(self._handle, **asked)))
+        found = await run_in_threadpool(lambda: to_json(self._shown.signals(self._handle, **asked)))
         return JSONResponse(state.clean(found))
 
     async def budgets(self, _request: Request) -> Response:

@@ -3,11 +3,11 @@
 import math
 from typing import Any, Final
 
+from taskpilot_instrument._signals_json import to_json
 from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
-from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, parse_window
+from taskpilot_instrument.golden import parse_window
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import Outcome
-from taskpilot_instrument.sinks._signals import percent
 from taskpilot_instrument.web.breakdown import by_agent
 from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
@@ -16,36 +16,6 @@ from taskpilot_instrument.web.shown import UNKNOWN, Shown
 _SHOWN_RUNS: Final = 25
 _SHOWN_FAILURES: Final = 15
 _SHOWN_EVENTS: Final = 100
-
-
-def signals(found: GoldenSignals) -> dict[str, Any]:
-    """Return golden signals with their verdicts, thresholds and what they rest on."""
-    verdicts = found.verdicts
-    return {
-        "verdict": str(found.verdict),
-        "source": found.source,
-        "window_seconds": found.window_seconds,
-        "runs": found.runs,
-        "successes": found.successes,
-        "feedback": found.feedback,
-        "feedback_response_rate_percent": percent(found.feedback, found.runs),
-        "violations": found.violations,
-        "checked_runs": found.checked_runs,
-        "check_failed_runs": found.check_failed_runs,
-        "total_cost_usd": found.total_cost_usd,
-        "wasted_cost_usd": found.wasted_cost_usd,
-        "cost_coverage": found.cost_coverage,
-        "p95_bounds_ms": found.sample.p95_bounds_ms,
-        "signals": {
-            key: {
-                "value": value,
-                "verdict": str(verdicts[key]),
-                "healthy": THRESHOLDS[key].healthy if key in THRESHOLDS else None,
-                "warning": THRESHOLDS[key].warning if key in THRESHOLDS else None,
-            }
-            for key, value in found.values.items()
-        },
-    }
 
 
 def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
@@ -129,7 +99,7 @@ def snapshot(
     found: dict[str, Any] = clean({
         "service": handle.settings.service_name,
         "source": shown.address(handle),
-        "signals": signals(golden),
+        "signals": to_json(golden),
         "series": over._asdict(),
         "runs": runs[:_SHOWN_RUNS],
         "older_failures": failed[:_SHOWN_FAILURES],
