@@ -99,7 +99,7 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert f"  taskpilot-instrument {command}" in out
     assert "exit status:\n  0  " in out
-    others = re.findall(r"^  taskpilot-instrument (?!{}\b)".format(command), out, re.MULTILINE)
+    others = re.findall(rf"^  taskpilot-instrument (?!{command}\b)", out, re.MULTILINE)
     assert [] == others
 
 
