@@ -14,13 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from taskpilot_instrument._forms import did_you_mean
 from taskpilot_instrument._instrument import instrumentation
 from taskpilot_instrument._signals_json import to_json
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.web import assets, state
-from taskpilot_instrument.web.description import DESCRIPTION
+from taskpilot_instrument.web.description import DESCRIPTION, RUN_OUTCOMES
 from taskpilot_instrument.web.gate import LOOPBACK, Gate
 from taskpilot_instrument.web.live import PAUSE_S, Live, Paced
 from taskpilot_instrument.web.problems import HANDLERS, problem
@@ -114,21 +115,30 @@ class _Faces:
         found = await run_in_threadpool(lambda: to_json(self._shown.signals(self._handle, **asked)))
         return JSONResponse(state.clean(found))
 
-    async def budgets(self, _request: Request) -> Response:
+    async def budgets(self, request: Request) -> Response:
         """Answer with how every budget stands."""
+        _query(request)
         return JSONResponse(state.clean(await run_in_threadpool(state.budgets, self._handle)))
 
-    async def runs(self, _request: Request) -> Response:
-        """Answer with the latest runs."""
-        return JSONResponse(state.clean(self._handle.ring().runs()))
+    async def runs(self, request: Request) -> Response:
+        """Answer with the latest runs, all of them or those that ended in one way."""
+        outcome = _query(request, "outcome").get("outcome")
+        if outcome not in (None, *RUN_OUTCOMES):
+            words = ", ".join(RUN_OUTCOMES)
+            raise ConfigurationError(
+                f"outcome={outcome!r:.80}: expected one of {words}{did_you_mean(outcome, RUN_OUTCOMES)}"
+            )
+        runs = [run for run in self._handle.ring().runs() if outcome in (None, run["outcome"])]
+        return JSONResponse(state.clean(runs))
 
     async def models(self, request: Request) -> Response:
         """Answer with how the models stand beside each other."""
         asked = _query(request, "window", "agent")
         return JSONResponse(state.clean(await run_in_threadpool(lambda: state.models(self._handle, **asked))))
 
-    async def experiments(self, _request: Request) -> Response:
+    async def experiments(self, request: Request) -> Response:
         """Answer with the names of the experiments that can be asked about."""
+        _query(request)
         return JSONResponse(list(await run_in_threadpool(self._handle.experiment_names)))
 
     async def experiment(self, request: Request) -> Response:
@@ -226,4 +236,12 @@ class _Faces:
 
 
 def _query(request: Request, *names: str) -> dict[str, str]:
+    """Return what the request asks for.
+
+    :raises ConfigurationError: for a parameter that this path has not: a misspelt filter would filter nothing.
+    """
+    for name in request.query_params:
+        if name not in names:
+            known = f"parameters are {', '.join(names)}" if names else "this path takes none"
+            raise ConfigurationError(f"unknown parameter {name[:80]!r}{did_you_mean(name, names)}; {known}")
     return {name: value for name in names if (value := request.query_params.get(name))}

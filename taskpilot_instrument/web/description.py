@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from taskpilot_instrument.semconv import Outcome
+
 _PROBLEM: Final = {
     "description": "A problem (RFC 9457) with a hint",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -26,6 +28,8 @@ def _path(name: str, description: str) -> dict[str, Any]:
     return {**_query(name, description), "in": "path", "required": True}
 
 
+#: How a run may end, as ``/runs`` takes it; a model call may be abandoned, too.
+RUN_OUTCOMES: Final = tuple(str(outcome) for outcome in Outcome if outcome is not Outcome.ABANDONED)
 _WINDOW: Final = _query("window", "how far back, such as 15m or 1h; since the start by default")
 
 DESCRIPTION: Final[dict[str, Any]] = {
@@ -95,7 +99,10 @@ DESCRIPTION: Final[dict[str, Any]] = {
             _path("name", "of the experiment"),
             _query("window", "how far back, such as 1h; figures of a window are not judged"),
         ),
-        "/runs": _get("The latest runs, as span trees"),
+        "/runs": _get(
+            "The latest runs, as span trees",
+            _query("outcome", f"only those that ended so: one of {', '.join(RUN_OUTCOMES)}"),
+        ),
         "/state": _get("All that the page shows", _WINDOW),
         "/healthz": _get("Whether the server lives"),
     },
