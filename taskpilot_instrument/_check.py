@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import urlopen
 
-from taskpilot_instrument._commands import BAD, OK, CommandError, show_table
+from taskpilot_instrument._commands import BAD, OK, CommandError, no_price, quiet, show_table
 from taskpilot_instrument.errors import TaskpilotError
 
 _WRONG: Final = "wrong"
@@ -149,9 +149,10 @@ def _prices(model: str | None) -> tuple[str, str]:
     from taskpilot_instrument.usage import TokenUsage
 
     name = model or "gpt-4o-mini"
-    price = BOOK.price(TokenUsage(1, 1), name)
+    with quiet():
+        price = BOOK.price(TokenUsage(1, 1), name)
     if price is None:
-        return _WRONG, f'{name} has no known price: set MODEL_PRICING["{name}"] = {{"input": …, "output": …}}'
+        return _WRONG, no_price(name)
     return "ok", f"{name} by {price_table_date() if price.source != 'user' else 'a price of your own'}"
 
 

@@ -1,9 +1,11 @@
 """What the commands of the command line do, beside the demo."""
 
 import json
+import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,17 +104,39 @@ def prices(options: Namespace) -> int:
         "output": TokenUsage(0, million),
     }
     rows = []
-    for name, usage in parts.items():
-        price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
-        rows.append(
-            (name, "unknown" if price is None else f"${price.usd.normalize():f}", "" if price is None else price.source)
-        )
-    known = any(row[1] != "unknown" for row in rows)
-    print(f"{options.model}, USD for a million tokens, by {price_table_date()}")
+    with quiet():
+        for name, usage in parts.items():
+            price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
+            told = ("unknown", "") if price is None else (f"${price.usd.normalize():f}", price.source)
+            rows.append((name, *told))
+    about = {"provider": options.provider, "tier": options.tier}
+    narrowed = "".join(f", {name} {value}" for name, value in about.items() if value)
+    if all(row[1] == "unknown" for row in rows):
+        print(no_price(options.model, narrowed))
+        return BAD
+    print(f"{options.model}{narrowed}, USD for a million tokens, by {price_table_date()}")
     show_table(("tokens", "price", "source"), rows)
-    if not known:
-        print('Nobody knows its price: set MODEL_PRICING[model] = {"input": …, "output": …}')
-    return OK if known else BAD
+    return OK
+
+
+def no_price(model: str, narrowed: str = "") -> str:
+    """Say that a model's price is not known, and what to do.
+
+    :param narrowed: what the price was asked for beside the model.
+    """
+    setting = f'MODEL_PRICING["{model}"] = {{"input": …, "output": …}}'
+    return f"{model}{narrowed} has no known price: set {setting}, USD per 1M tokens"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's own warnings back where a command says the same in its answer."""
+    logger = logging.getLogger("taskpilot_instrument")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def serve(options: Namespace) -> int:

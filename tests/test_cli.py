@@ -78,7 +78,17 @@ def test_prices(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"input +\$0\.15 +genai-prices", out)
     assert re.search(r"output +\$0\.6 +genai-prices", out)
     assert 1 == main(["prices", "my-own-model"])
-    assert "MODEL_PRICING" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert 'my-own-model has no known price: set MODEL_PRICING["my-own-model"]' in said.out
+    assert (1, "") == (len(said.out.splitlines()), said.err)
+
+
+def test_an_unknown_price_is_said_once(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer says it; the library's own warning does not say it again."""
+    assert 1 == main(["prices", "one-more-model-of-mine", "--provider", "azure"])
+    assert 1 == main(["check", "--model", "yet-another-model-of-mine"])
+    assert "one-more-model-of-mine, provider azure has no known price" in capsys.readouterr().out
+    assert [] == [line for line in caplog.messages if "of-mine" in line]
 
 
 def test_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
