@@ -185,16 +185,9 @@ class _Faces:
         unknown = sorted(vote.keys() - _VOTE_FIELDS)
         if unknown:
             return problem(422, f"unknown field {unknown[0][:80]!r}", f"fields are {', '.join(sorted(_VOTE_FIELDS))}")
-        receipt = await run_in_threadpool(self._record, vote)
+        correct = vote.pop("correct", None)
+        receipt = await run_in_threadpool(lambda: self._handle.record_feedback(correct, **vote))
         return JSONResponse(receipt._asdict(), 201)
-
-    def _record(self, vote: dict[str, Any]) -> Any:
-        correct, token = vote.pop("correct", None), vote.pop("token", None)
-        if token is None:
-            return self._handle.record_feedback(correct, **vote)
-        if not isinstance(token, str) or {"request_id", "trace_id"} & vote.keys():
-            raise ConfigurationError("a token names its run itself: leave request_id and trace_id out")
-        return self._handle.record_token_feedback(token, correct, **vote)
 
     async def state(self, request: Request) -> Response:
         """Answer with all that the page shows."""
