@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import socket
 import time
@@ -9,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
@@ -75,7 +77,8 @@ def _patches(settings: Any) -> Iterator[Row]:
     from taskpilot_instrument._instrument import instrument
 
     try:
-        with instrument(settings=settings, logs="off", metrics_port=None) as handle:
+        # The ledger has a row of its own; to check is not to make one.
+        with instrument(settings=settings, logs="off", metrics_port=None, ledger="memory") as handle:
             health = handle.health()
     except TaskpilotError as error:
         yield Row("instrument()", _WRONG, str(error))
@@ -158,17 +161,30 @@ def _prices(model: str | None) -> tuple[str, str]:
 
 def _ledger(settings: Any) -> tuple[str, str]:
     from taskpilot_instrument.redaction import redact
-    from taskpilot_instrument.sinks.ledger import default_path, open_ledger
+    from taskpilot_instrument.sinks.ledger import default_path, file_of, open_ledger
 
     if settings.ledger is None:
         return "off", f"opened at {default_path()} once budgets need it"
     try:
+        file = file_of(settings.ledger)
+        if file is not None and not file.exists():
+            return _new_ledger(file)
         ledger = open_ledger(settings.ledger)
         ledger.standings([("check", "total")], time.time())
         ledger.close()
     except TaskpilotError as error:
         return _WRONG, str(error)
     return "ok", redact(str(settings.ledger))
+
+
+def _new_ledger(file: Path) -> tuple[str, str]:
+    """Say what becomes of the path of a file that is not there; to check is not to make it."""
+    folder = file.parent if file.parent.exists() else file.parent.parent
+    if not folder.is_dir():
+        return _WRONG, f"there is no ledger at {file}, and no folder {folder} to make one in: is the path right?"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return _WRONG, f"there is no ledger at {file}, and {folder} may not be written to"
+    return "ok", f"there is none at {file} yet: the first start makes it, and budgets begin at zero"
 
 
 # --- Prometheus ---------------------------------------------------------------------------------

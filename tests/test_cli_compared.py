@@ -189,6 +189,26 @@ def test_check_asks_for_a_price(capsys: pytest.CaptureFixture[str]) -> None:
     assert "MODEL_PRICING" in parts["prices"][1]
 
 
+def test_check_makes_no_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that is not there yet is told, and not made; a path that cannot be made is wrong."""
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    cases = {"ledger.db": "ok", "state/ledger.db": "ok", "stat/app/ledger.db": "wrong"}
+    if os.geteuid():  # nothing is read-only for root
+        cases["read-only/ledger.db"] = "wrong"
+    for name, state in cases.items():
+        monkeypatch.setenv("TASKPILOT_LEDGER", str(tmp_path / name))
+        status, parts = checked(capsys=capsys)
+        assert (int(state == "wrong"), state) == (status, parts["ledger"][0])
+        assert str(tmp_path / name) in parts["ledger"][1]
+    assert ["read-only"] == [each.name for each in tmp_path.iterdir()]
+    monkeypatch.setenv("TASKPILOT_LEDGER", str(tmp_path / "ledger.db"))
+    with tp.instrument(logs="off"):
+        pass
+    assert ("ok", str(tmp_path / "ledger.db")) == checked(capsys=capsys)[1]["ledger"]
+
+
 def test_check_tells_wrong_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that cannot be read is named, and nothing is tried with it."""
     monkeypatch.setenv("TASKPILOT_LABEL_CAP", "many")

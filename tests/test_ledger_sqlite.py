@@ -1,14 +1,17 @@
 """The ledger's SQLite file: whose it is, what is in the way of it, and what is taken away from it."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.errors import ConfigurationError, LedgerError
 from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 from taskpilot_instrument.sinks.ledger import Claim, Ledger, Rollup, RunLink, Vote, open_ledger
+from taskpilot_instrument.testing import capture
 
 NOW = 1_764_000_000.0
 DAY = 86_400.0
@@ -44,6 +47,36 @@ def test_a_path_or_a_url(path: Path, prefix: str) -> None:
     """A file is named by its path, or by a URL."""
     open_ledger(f"{prefix}{path}").close()
     assert path.exists()
+
+
+def test_a_new_file_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That a ledger begins at zero, and where, is one warning; one that is there is opened in silence."""
+    for _ in range(2):
+        with capture(ledger=path):
+            pass
+    expected = f"taskpilot_instrument: there was no ledger at {path}; a new one was made, and budgets begin at zero"
+    assert [("WARNING", expected)] == [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_only_the_last_folder_is_made(tmp_path: Path) -> None:
+    """A path with a typo in it is refused rather than made, folders and all."""
+    with capture(ledger=tmp_path / "state" / "ledger.db"):
+        pass
+    assert (tmp_path / "state" / "ledger.db").is_file()
+    with pytest.raises(LedgerError, match=r"there is no folder .*stat to make app/ in; is the path right\?"):
+        open_ledger(tmp_path / "stat" / "app" / "ledger.db")
+    assert ["state"] == [each.name for each in tmp_path.iterdir()]
+
+
+def test_the_users_own_ledger_makes_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a fresh machine the state folder is not there yet, and nobody named it wrongly."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / ".local" / "state"))
+    with caplog.at_level(logging.INFO, "taskpilot_instrument"), capture(budgets=[Budget("all", 1)], ledger=None):
+        pass
+    assert (tmp_path / "home/.local/state/taskpilot/ledger.db").is_file()
+    assert ["INFO"] == [record.levelname for record in caplog.records if "there was no ledger" in record.getMessage()]
 
 
 @pytest.mark.parametrize("where", ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " "])

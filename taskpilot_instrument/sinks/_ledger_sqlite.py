@@ -5,6 +5,7 @@ the last moments, never the file. The threads of a process queue at a gate of ou
 is left to the processes, and held for no longer than one statement runs.
 """
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from taskpilot_instrument.sinks._ledger_records import (
     vote_text,
 )
 
+_log: Final = logging.getLogger("taskpilot_instrument")
 #: At the start many processes may want to make the file at once.
 _OPEN_S: Final = 5.0
 #: Rows of one statement: older releases of SQLite take 999 values.
@@ -41,13 +43,15 @@ class SqliteLedger:
     """Keep everything in one SQLite file.
 
     :param path: the file; it and its folder are made, readable by their owner only.
+    :param is_default: True where nobody named the path: then the folders above are made, too.
     :param wait_s: how long a call may wait while no other process gets anything done, in seconds; while they do, it
         waits for its turn.
     :raises LedgerError: where the file cannot be opened or is no ledger of ours.
     """
 
-    def __init__(self, path: Path, *, wait_s: float = 0.05) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 0.05, is_default: bool = False) -> None:
         self.path = path
+        self._is_default = is_default
         self._wait_s = wait_s
         self._gate = Gate(str(path))
         self._connection: sqlite3.Connection | None = None
@@ -99,9 +103,25 @@ class SqliteLedger:
         return connection
 
     def _make(self) -> None:
-        if not self.path.exists():
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        """Make the file where there is none, and say so: a path with a typo in it would begin at zero in silence.
+
+        :raises OSError: where it cannot be made.
+        """
+        if self.path.exists():
+            return
+        folder = self.path.parent
+        if not self._is_default and not folder.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name}/ in; is the path right?")
+        folder.mkdir(mode=0o700, parents=self._is_default, exist_ok=True)
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:  # another process was faster
+            return
+        _log.log(
+            logging.INFO if self._is_default else logging.WARNING,
+            "taskpilot_instrument: there was no ledger at %s; a new one was made, and budgets begin at zero",
+            self.path,
+        )
 
     @staticmethod
     def _upgrade(connection: sqlite3.Connection, wait_s: float) -> int:
