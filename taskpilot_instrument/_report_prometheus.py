@@ -132,7 +132,7 @@ class PrometheusSource:
     def __init__(self, url: str) -> None:
         settings = Settings()
         timeout_s = max(_TIMEOUT_S, settings.source_timeout_s)
-        self._prometheus = Prometheus(url, token=settings.source_token, timeout_s=timeout_s)
+        self._prometheus = Prometheus(url, token=settings.source_token, timeout_s=timeout_s, given_as="prometheus")
         self.name = f"Prometheus {self._prometheus.address}"
         matchers = ",".join(f"{name}={quoted(value)}" for name, value in self._prometheus.matchers.items())
         if matchers:

@@ -245,12 +245,25 @@ def test_check_looks_for_the_target(tmp_path: Path, capsys: pytest.CaptureFixtur
         with prometheus(tmp_path, {"scrape_configs": [job]}) as running:
             wait_for("the first scrape", lambda: running.value('up{job="taskpilot"}'))
             _, parts = checked("--prometheus", running.url, capsys=capsys)
+            _, others = checked("--prometheus", f"{running.url}?job=another&zone=a", capsys=capsys)
     assert ("ok", "1 of 1 targets answer") == parts["scraping"]
+    assert ("wrong", 'no target has job="another",zone="a"') == others["scraping"]
+
+
+def test_check_tells_that_it_is_no_prometheus(capsys: pytest.CaptureFixture[str]) -> None:
+    """Something else that answers there is wrong, and so is a Prometheus that refuses."""
+    with capture() as captured, serve(0, handle=captured.handle) as server:
+        status, parts = checked("--prometheus", server.url, capsys=capsys)
+    assert (1, "wrong") == (status, parts["rules"][0])
+    assert "answered HTTP 404" in parts["rules"][1]
 
 
 def test_check_tells_that_prometheus_is_away(capsys: pytest.CaptureFixture[str]) -> None:
     """No Prometheus there, or no address, is wrong; not asked for, it is off."""
-    for url, said in (("http://127.0.0.1:1", "cannot be reached"), ("127.0.0.1", "expected an address")):
+    for url, said in (
+        ("http://127.0.0.1:1", "http://127.0.0.1:1 cannot be asked (ConnectionRefusedError"),
+        ("127.0.0.1", "--prometheus='127.0.0.1': expected the URL of a Prometheus"),
+    ):
         status, parts = checked("--prometheus", url, capsys=capsys)
         assert (1, "wrong") == (status, parts["rules"][0])
         assert said in parts["rules"][1]
