@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,17 +15,17 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
+from taskpilot_instrument._display import usd
 from taskpilot_instrument.errors import TaskpilotError
 
 Made = TypeVar("Made")
 OK: Final = 0
 BAD: Final = 1
-WRONG_USE: Final = 2
 _TOO_MANY: Final = 429
 _SERVERS_FAULT: Final = 500
 
 
-class CommandError(Exception):
+class CommandError(TaskpilotError):
     """Say why a command cannot be done."""
 
 
@@ -37,7 +38,12 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
 
     :raises CommandError: where it cannot be reached, or refuses.
     """
-    if urlsplit(url).scheme not in {"http", "https"}:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
         raise CommandError(f"--url={url}: expected an address such as http://127.0.0.1:8080")
     given = urlencode({name: value for name, value in query.items() if value is not None})
     request = Request(f"{url.rstrip('/')}{path}{f'?{given}' if given else ''}")  # noqa: S310 - http, as checked above
@@ -62,7 +68,7 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
         raise CommandError(f"{url} did not answer with JSON: is it our page?") from error
 
 
-def answered(make: Callable[[dict[str, Any]], Made], answer: dict[str, Any], url: str) -> Made:
+def answered(make: Callable[[Any], Made], answer: Any, url: str) -> Made:
     """Make of a page's answer what it was made of there.
 
     :raises CommandError: where it is another release's.
@@ -76,20 +82,20 @@ def answered(make: Callable[[dict[str, Any]], Made], answer: dict[str, Any], url
 def budgets(options: Namespace) -> int:
     """Show how every budget stands; the exit status says whether one is spent."""
     found = ask(options.url, "/budgets", options.token)
+    rows = answered(lambda told: [_standing(one) for one in told], found, options.url)
     if options.format == "json":
         print(json.dumps(found, indent=2))
     elif not found:
         print("No budget is set: instrument(budgets=[Budget(…)])")
     else:
-        show_table(
-            ("budget", "account", "window", "spent", "limit", "used", "resets"),
-            [
-                (one["name"], one["account"] or "–", one["window"], f"${float(one['spent_usd']):.6f}",
-                 f"${one['limit_usd']}", f"{one['ratio']:.0%}", one["resets_at"] or "never")
-                for one in found
-            ],
-        )  # fmt: skip
+        show_table(("budget", "account", "window", "spent", "limit", "used", "resets"), rows)
     return BAD if any(one["ratio"] >= 1 for one in found) else OK
+
+
+def _standing(one: Mapping[str, Any]) -> tuple[str, ...]:
+    spent, limit = float(one["spent_usd"]), one["limit_usd"]
+    resets = one["resets_at"] or "never"
+    return one["name"], one["account"] or "–", one["window"], usd(spent), f"${limit}", f"{one['ratio']:.0%}", resets
 
 
 def prices(options: Namespace) -> int:
@@ -147,6 +153,9 @@ def serve(options: Namespace) -> int:
     from taskpilot_instrument._instrument import instrument
     from taskpilot_instrument.web import serve as start
 
+    if options.module and (options.module.endswith(".py") or os.sep in options.module):
+        named = options.module.removesuffix(".py").strip("./").replace(os.sep, ".")
+        raise CommandError(f"serve {options.module}: expected the name of a module, such as {named}, not of a file")
     end_on_signals()
     sys.path.insert(0, str(Path.cwd()))
     instrument()
@@ -161,17 +170,6 @@ def serve(options: Namespace) -> int:
         print(f"The page is at {server.url} (Ctrl+C stops it)", flush=True)
         wait_for_the_end()
     return OK
-
-
-def run(command: Callable[[Namespace], int], options: Namespace) -> int:
-    """Run a command, and say on stderr why it cannot be done."""
-    try:
-        return command(options)
-    except (CommandError, TaskpilotError) as error:
-        print(f"taskpilot-instrument: {error}", file=sys.stderr)
-        return WRONG_USE
-    except KeyboardInterrupt:
-        return 130
 
 
 def is_installed(module: str) -> bool:
@@ -202,7 +200,9 @@ def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(*head, box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for name in head:
+            table.add_column(name, overflow="fold")  # where it is narrow, in lines: nothing is cut
         for row in rows:
             table.add_row(*map(str, row))
         Console().print(table)

@@ -21,11 +21,12 @@ def models(options: Namespace) -> int:
     from taskpilot_instrument.comparison import ModelComparison
 
     found = ask(options.url, "/models", options.token, window=options.window, agent=options.agent)
+    comparison = answered(ModelComparison.from_dict, found, options.url)
     if options.format == "json":
         print(json.dumps(found, indent=2))
     else:
-        show(answered(ModelComparison.from_dict, found, options.url), _STYLES)
-    return OK if found["models"] else BAD
+        show(comparison, _STYLES)
+    return OK if comparison.models else BAD
 
 
 def experiments(options: Namespace) -> int:

@@ -91,7 +91,6 @@ def demo(runs: int, *, embedded: bool = False, serve_port: int | None = None) ->
 
 def _demo_with_page(port: int) -> int:
     from taskpilot_instrument.budgets import Budget
-    from taskpilot_instrument.errors import ConfigurationError
     from taskpilot_instrument.web import serve
 
     end_on_signals()
@@ -101,9 +100,6 @@ def _demo_with_page(port: int) -> int:
         with instrument(logs="off", budgets=budgets, ledger="memory") as observed, serve(port) as page:
             print(f"The page is at {page.url} (Ctrl+C stops it)", flush=True)
             asyncio.run(_work(example, _goals(example), observed, lambda _goal, _result: None, live=False))
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        return _USAGE_ERROR
     except KeyboardInterrupt:
         print()
     return 0

@@ -7,9 +7,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from taskpilot_instrument.errors import ConfigurationError
+
 NAME: Final = "report"
-OK: Final = 0
-NO_ANSWER: Final = 2
 _WHAT: Final = "report on a day, week or month, each figure beside that of the period before"
 _EXAMPLES: Final = """\
 examples:
@@ -48,34 +48,26 @@ def add_report(commands: Any) -> None:
     source.add_argument("--prometheus", metavar="URL", help="take the figures from a Prometheus instead")
 
 
-def run(options: Namespace) -> int:
-    """Make a report, write it, and return the exit status."""
-    from taskpilot_instrument._reporting import report
-    from taskpilot_instrument.errors import TaskpilotError
+def report(options: Namespace) -> int:
+    """Make a report and write it.
 
+    :raises TaskpilotError: where it cannot be made.
+    """
+    from taskpilot_instrument import _reporting
+
+    made = _reporting.report(
+        options.period, end=_resolved(options.end, options.timezone), timezone=options.timezone,
+        ledger=options.ledger, prometheus=options.prometheus,
+    )  # fmt: skip
+    text = {"markdown": made.markdown, "html": made.html, "json": made.json}[options.format]()
+    if options.output is None:
+        sys.stdout.write(text)
+        return 0
     try:
-        made = report(
-            options.period, end=_resolved(options.end, options.timezone), timezone=options.timezone,
-            ledger=options.ledger, prometheus=options.prometheus,
-        )  # fmt: skip
-        text = {"markdown": made.markdown, "html": made.html, "json": made.json}[options.format]()
-        if options.output is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        else:
-            options.output.write_text(text, encoding="utf-8")
-    except TaskpilotError as error:
-        return _refuse(error)
-    except BrokenPipeError:
-        raise
+        options.output.write_text(text, encoding="utf-8")
     except OSError as error:
-        return _refuse(f"--output={options.output}: {error.strerror}")
-    return OK
-
-
-def _refuse(why: object) -> int:
-    sys.stderr.write(f"taskpilot-instrument: {why}\n")
-    return NO_ANSWER
+        raise ConfigurationError(f"--output={options.output}: {error.strerror}") from error
+    return 0
 
 
 def _day(text: str) -> date | str:

@@ -6,10 +6,12 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, Final
 
 from taskpilot_instrument import _report_command
 from taskpilot_instrument._version import __version__
+from taskpilot_instrument.errors import TaskpilotError
 
 _EXAMPLES: Final = """\
 examples:
@@ -34,20 +36,51 @@ examples:
 """
 _URL: Final = "http://127.0.0.1:8080"
 #: Modules of the commands that have one of their own.
-_PLACES: Final = {"signals": "_signals_command", "models": "_compared", "experiments": "_compared", "check": "_check"}
+_PLACES: Final = {
+    "signals": "_signals_command",
+    "models": "_compared",
+    "experiments": "_compared",
+    "check": "_check",
+    "report": "_report_command",
+}
+_NO_ANSWER: Final = 2
+#: As a shell has it for what a signal ended: 128 and the number of SIGINT, or SIGPIPE.
+_INTERRUPTED: Final = 130
+_NOBODY_READS: Final = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 well, 1 not well, 2 no answer, 130 interrupted.
+    """Run a command and return its exit status: 0 well, 1 not well, 2 no answer, 130 interrupted, 141 nobody reads on.
 
     :param arguments: in place of the process's own.
     """
-    options = _parser().parse_args(arguments)
+    _prepare_output()
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return _NO_ANSWER
+    options = parser.parse_args(arguments)
     try:
-        return _run(options)
+        status = _run(options)
+        sys.stdout.flush()
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _NOBODY_READS
+    except (TaskpilotError, OSError) as error:
+        print(f"taskpilot-instrument: {error}", file=sys.stderr)
+        return _NO_ANSWER
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return status
+
+
+def _prepare_output() -> None:
+    """Let no output end a command: neither a terminal without dashes, nor one that is closed."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _run(options: Namespace) -> int:
@@ -56,12 +89,9 @@ def _run(options: Namespace) -> int:
         from taskpilot_instrument._demo import demo
 
         return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
-    if options.command == _report_command.NAME:
-        return _report_command.run(options)
-    from taskpilot_instrument import _commands
-
     place = import_module(f"taskpilot_instrument.{_PLACES.get(options.command, '_commands')}")
-    return _commands.run(getattr(place, options.command), options)
+    status: int = getattr(place, options.command)(options)
+    return status
 
 
 def _parser() -> ArgumentParser:
