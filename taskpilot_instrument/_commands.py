@@ -76,7 +76,7 @@ def answered(make: Callable[[Any], Made], answer: Any, url: str) -> Made:
     try:
         return make(answer)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CommandError(f"{url} answered in words of another version: see --format json") from error
+        raise CommandError(f"{url} answered in words of another version, or is no page of ours") from error
 
 
 def budgets(options: Namespace) -> int:
@@ -199,12 +199,13 @@ def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     if sys.stdout.isatty() and is_installed("rich"):
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
         for name in head:
             table.add_column(name, overflow="fold")  # where it is narrow, in lines: nothing is cut
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*map(Text, row))  # as it is: what stands in brackets is no markup
         Console().print(table)
         return
     widths = [max(len(str(row[column])) for row in (head, *rows)) for column in range(len(head))]

@@ -4,9 +4,11 @@ import json
 import sys
 import time
 from argparse import Namespace
+from datetime import UTC, datetime
 from typing import Final
 
 from taskpilot_instrument._commands import BAD, OK, AwayError, answered, ask, show
+from taskpilot_instrument._display import span
 from taskpilot_instrument._instrument import golden_signals
 from taskpilot_instrument._signals_json import from_json, to_json
 from taskpilot_instrument.errors import SourceError
@@ -22,11 +24,11 @@ _FILTERS: Final = ("workflow", "agent", "model")
 def signals(options: Namespace) -> int:
     """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
     if not options.watch:
-        return _judged(_look(options), options.fail_on)
+        return _look(options)
     told = ""
     while True:
         try:
-            status, told = _judged(_look(options), options.fail_on), ""
+            status, told = _look(options), ""
         except (AwayError, SourceError) as error:  # who watches waits for it, and is told once
             if str(error) != told:
                 print(f"taskpilot-instrument: {error} Waiting for it.", file=sys.stderr, flush=True)
@@ -37,8 +39,11 @@ def signals(options: Namespace) -> int:
         time.sleep(options.watch)
 
 
-def _look(options: Namespace) -> GoldenSignals:
-    """Show the golden signals once, and return them."""
+def _look(options: Namespace) -> int:
+    """Show the golden signals once, and return the exit status.
+
+    :raises AwayError: where nothing ran that a gate could judge: it has not passed.
+    """
     asked = {name: getattr(options, name) for name in ("window", *_FILTERS)}
     if options.source:
         found = golden_signals(source=options.source, **asked)
@@ -49,27 +54,25 @@ def _look(options: Namespace) -> GoldenSignals:
     if options.format == "json":
         print(json.dumps(told, indent=None if options.watch else 2), flush=True)
     else:
-        show(found, _STYLES)
-    return found
-
-
-def _judged(found: GoldenSignals, fail_on: str | None) -> int:
-    """Return the exit status of a gate.
-
-    :raises AwayError: where nothing ran that it could judge: it has not passed.
-    """
-    if fail_on is None:
+        show(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {found}" if options.watch else found, _STYLES)
+    if options.fail_on is None:
         return OK
     if found.verdict is Verdict.UNKNOWN:
-        raise AwayError(_nothing_ran(found))
-    return BAD if found.verdict in _ORDER[: _ORDER.index(Verdict(fail_on)) + 1] else OK
+        raise AwayError(f"{_nothing_ran(found, told.get('known') or {})}, so there is nothing for --fail-on to judge.")
+    return BAD if found.verdict in _ORDER[: _ORDER.index(Verdict(options.fail_on)) + 1] else OK
 
 
-def _nothing_ran(found: GoldenSignals) -> str:
-    named = [f"{name} {asked}" for name in _FILTERS if (asked := getattr(found, name)) is not None]
-    when = "" if found.window_seconds is None else f" in the last {found.window_seconds:,} s"
-    if not named:
-        return f"nothing ran{when}, so there is nothing for --fail-on to judge."
-    return (
-        f"nothing is known of {', '.join(named)}{when}, so there is nothing for --fail-on to judge: is the name right?"
-    )
+def _nothing_ran(found: GoldenSignals, known: dict[str, list[str]]) -> str:
+    """Say what did not run, and whether that may be the name's fault.
+
+    :param known: the names that there are, by the filter that they belong to, as far as the page told.
+    """
+    when = "" if found.window_seconds is None else f" in the last {span(found.window_seconds)}"
+    asked = {label: name for label in _FILTERS if (name := getattr(found, label)) is not None}
+    if not asked:
+        return f"nothing ran{when}"
+    said = f"there is no run of {', '.join(f'{label} {name}' for label, name in asked.items())}{when}"
+    for label, name in asked.items():
+        if name not in known.get(label, [name]):
+            said += f" ({label}s are {', '.join(known[label])})"
+    return said

@@ -12,6 +12,7 @@ from typing import Any, Final
 from taskpilot_instrument import _report_command
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import TaskpilotError
+from taskpilot_instrument.semconv import RUN_OUTCOMES
 
 _EXAMPLES: Final = """\
 examples:
@@ -23,6 +24,8 @@ examples:
   taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
   taskpilot-instrument signals --source http://prometheus:9090 --window 1h    of all processes that it scrapes
   taskpilot-instrument signals --watch 5        again and again; with --fail-on until a verdict is that bad
+  taskpilot-instrument runs --outcome error     the latest runs that failed, each with what went wrong
+  taskpilot-instrument runs req-abc-123         one run, span by span
   taskpilot-instrument budgets --format json    how every budget stands
   taskpilot-instrument models --window 1h       what each model did, how fast and at what cost
   taskpilot-instrument models --agent PlannerAgent    the calls of one agent alone
@@ -37,11 +40,12 @@ examples:
 _URL: Final = "http://127.0.0.1:8080"
 #: Modules of the commands that have one of their own.
 _PLACES: Final = {
-    "signals": "_signals_command",
-    "models": "_compared",
-    "experiments": "_compared",
     "check": "_check",
+    "experiments": "_compared",
+    "models": "_compared",
     "report": "_report_command",
+    "runs": "_runs_command",
+    "signals": "_signals_command",
 }
 _NO_ANSWER: Final = 2
 #: As a shell has it for what a signal ended: 128 and the number of SIGINT, or SIGPIPE.
@@ -137,6 +141,10 @@ def _parser() -> ArgumentParser:
         choices=("critical", "warning"),
         help="a gate: exit with 1 on this verdict or worse, with 2 where nothing ran",
     )
+    latest = _asking(commands, "runs", "show the latest runs of a running page, and what went wrong in them")
+    latest.add_argument("id", nargs="?", help="request or trace id: that run alone, span by span")
+    latest.add_argument("--outcome", choices=RUN_OUTCOMES, help="only those that ended so")
+    latest.add_argument("--most", type=_positive, default=20, metavar="N", help="how many (default: %(default)s)")
     _asking(commands, "budgets", "show how every budget of a running page stands", bad="a budget is spent")
 
     models = _asking(commands, "models", "show the models beside each other", bad="no model was called")
@@ -180,7 +188,7 @@ def _command(commands: Any, name: str, what: str, *, bad: str = "", no_answer: s
     return made
 
 
-def _asking(commands: Any, name: str, what: str, *, bad: str, no_answer: str = "") -> ArgumentParser:
+def _asking(commands: Any, name: str, what: str, *, bad: str = "", no_answer: str = "") -> ArgumentParser:
     made = _command(commands, name, what, bad=bad, no_answer=f", or the page does not answer{no_answer}")
     made.add_argument("--url", default=_URL, help="address of the page (default: %(default)s)")
     made.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="its bearer token")

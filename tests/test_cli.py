@@ -18,7 +18,7 @@ from taskpilot_instrument.cli import main
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web import Server, serve
 
-COMMANDS = ["demo", "serve", "signals", "budgets", "models", "experiments", "prices", "check", "report"]
+COMMANDS = ["demo", "serve", "signals", "runs", "budgets", "models", "experiments", "prices", "check", "report"]
 
 
 @pytest.fixture

@@ -76,9 +76,10 @@ def test_another_release_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--agent", "PlanerAgent"], "nothing is known of agent PlanerAgent"),
-        (["--workflow", "tirage", "--window", "1h"], "nothing is known of workflow tirage in the last 3,600 s"),
-        (["--model", "gpt-5-maxi"], "nothing is known of model gpt-5-maxi"),
+        (["--agent", "PlanerAgent"], "there is no run of agent PlanerAgent (agents are PlannerAgent), so"),
+        (["--workflow", "tirage", "--window", "1h"], "of workflow tirage in the last 1h (workflows are triage), so"),
+        (["--model", "gpt-5"], "of model gpt-5 (models are gpt-4.1, gpt-4o-mini, nobody-knows-its-price), so"),
+        (["--agent", "PlannerAgent", "--model", "gpt-5"], "of agent PlannerAgent, model gpt-5 (models are"),
     ],
 )
 def test_a_gate_for_a_name_without_a_run_does_not_pass(
@@ -89,7 +90,7 @@ def test_a_gate_for_a_name_without_a_run_does_not_pass(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nothing was judged, so the gate has neither passed nor failed: exit status 2, and a sentence that says why."""
-    run_some(*[shown[0], client])
+    run_some(shown[0], client)
     for fail_on in ("warning", "critical"):
         assert 2 == main(["signals", "--url", shown[1].url, "--fail-on", fail_on, *options])
         assert said in capsys.readouterr().err

@@ -133,6 +133,7 @@ LEVELS: Final = {
     "_demo": 6,
     "_ending": 6,
     "_report_command": 6,
+    "_runs_command": 6,
     "_signals_command": 6,
     "_trace_tree": 6,
     "cli": 6,

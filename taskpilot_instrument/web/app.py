@@ -16,12 +16,12 @@ from starlette.routing import Route
 
 from taskpilot_instrument._forms import did_you_mean
 from taskpilot_instrument._instrument import instrumentation
-from taskpilot_instrument._signals_json import to_json
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.runtime import Instrumentation
+from taskpilot_instrument.semconv import RUN_OUTCOMES
 from taskpilot_instrument.web import assets, state
-from taskpilot_instrument.web.description import DESCRIPTION, RUN_OUTCOMES
+from taskpilot_instrument.web.description import DESCRIPTION
 from taskpilot_instrument.web.gate import LOOPBACK, Gate
 from taskpilot_instrument.web.live import PAUSE_S, Live, Paced
 from taskpilot_instrument.web.problems import HANDLERS, problem
@@ -112,7 +112,8 @@ class _Faces:
     async def signals(self, request: Request) -> Response:
         """Answer with the golden signals."""
         asked = _query(request, "window", "workflow", "agent", "model")
-        found = await run_in_threadpool(lambda: to_json(self._shown.signals(self._handle, **asked)))
+        handle = self._handle
+        found = await run_in_threadpool(lambda: state.signals(self._shown.signals(handle, **asked), handle, asked))
         return JSONResponse(state.clean(found))
 
     async def budgets(self, request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from taskpilot_instrument.semconv import Outcome
+from taskpilot_instrument.semconv import RUN_OUTCOMES
 
 _PROBLEM: Final = {
     "description": "A problem (RFC 9457) with a hint",
@@ -28,8 +28,6 @@ def _path(name: str, description: str) -> dict[str, Any]:
     return {**_query(name, description), "in": "path", "required": True}
 
 
-#: How a run may end, as ``/runs`` takes it; a model call may be abandoned, too.
-RUN_OUTCOMES: Final = tuple(str(outcome) for outcome in Outcome if outcome is not Outcome.ABANDONED)
 _WINDOW: Final = _query("window", "how far back, such as 15m or 1h; since the start by default")
 
 DESCRIPTION: Final[dict[str, Any]] = {

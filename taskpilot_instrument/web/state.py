@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from taskpilot_instrument._signals_json import to_json
 from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
-from taskpilot_instrument.golden import parse_window
+from taskpilot_instrument.golden import GoldenSignals, parse_window
 from taskpilot_instrument.runtime import Instrumentation
-from taskpilot_instrument.semconv import Outcome
+from taskpilot_instrument.semconv import AGENT, MODEL, NONE, WORKFLOW, Outcome
 from taskpilot_instrument.web.breakdown import by_agent
 from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
@@ -16,6 +16,21 @@ from taskpilot_instrument.web.shown import UNKNOWN, Shown
 _SHOWN_RUNS: Final = 25
 _SHOWN_FAILURES: Final = 15
 _SHOWN_EVENTS: Final = 100
+_SHOWN_NAMES: Final = 20
+_FILTERS: Final = (WORKFLOW, AGENT, MODEL)
+
+
+def signals(found: GoldenSignals, handle: Instrumentation, asked: dict[str, str]) -> dict[str, Any]:
+    """Return golden signals; where nothing ran of what was asked for, also which names there are."""
+    told = to_json(found)
+    if not found.runs and found.source is None:
+        told["known"] = {label: known for label in _FILTERS if label in asked and (known := _names(handle, label))}
+    return told
+
+
+def _names(handle: Instrumentation, label: str) -> list[str]:
+    buckets = handle.metrics.windows.select()
+    return sorted({getattr(key, label) for bucket in buckets for key in bucket.cells} - {NONE})[:_SHOWN_NAMES]
 
 
 def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
