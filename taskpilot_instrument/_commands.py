@@ -182,13 +182,14 @@ def show(found: object, styles: Mapping[str, list[str]]) -> None:
 
     :param styles: words by the style that they are shown in.
     """
+    lines = _printable(str(found))
     if not (sys.stdout.isatty() and is_installed("rich")):
-        print(found, flush=True)
+        print(lines, flush=True)
         return
     from rich.console import Console
     from rich.text import Text
 
-    text = Text(str(found))
+    text = Text(lines)
     for style, words in styles.items():
         text.highlight_words(words, style)
     Console().print(text, soft_wrap=True)
@@ -196,6 +197,7 @@ def show(found: object, styles: Mapping[str, list[str]]) -> None:
 
 def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table, with rich where it is installed and somebody looks."""
+    shown = [[_printable(str(cell)) for cell in row] for row in (head, *rows)]
     if sys.stdout.isatty() and is_installed("rich"):
         from rich.console import Console
         from rich.table import Table
@@ -204,10 +206,15 @@ def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         table = Table(box=None, pad_edge=False)
         for name in head:
             table.add_column(name, overflow="fold")  # where it is narrow, in lines: nothing is cut
-        for row in rows:
+        for row in shown[1:]:
             table.add_row(*map(Text, row))  # as it is: what stands in brackets is no markup
         Console().print(table)
         return
-    widths = [max(len(str(row[column])) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _printable(text: str) -> str:
+    """Return text that does nothing to a terminal: names and errors are others' words, and may hold its commands."""
+    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)

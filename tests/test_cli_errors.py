@@ -31,7 +31,7 @@ def page() -> Iterator[Server]:
     with capture(budgets=budgets, ledger="memory") as captured, serve(0, handle=captured.handle) as server:
         captured.handle.ring()
         with tp.workflow("triage", request_id="req-1") as run:
-            run.fail("it said [red]no[/red] and more")
+            run.fail("it said [red]no[/red] and more\x1b]0;mine\x07")
         yield server
 
 
@@ -143,6 +143,17 @@ def test_a_narrow_terminal_cuts_nothing(page: Server) -> None:
     assert "…" not in shown
     assert "why" in on_terminal(200, "runs", "--url", page.url)
     assert "it said [red]no[/red] and more" in on_terminal(200, "runs", "--url", page.url)
+
+
+@pytest.mark.parametrize("arguments", [[], ["req-1"]])
+def test_others_words_do_nothing_to_a_terminal(arguments: list[str], page: Server) -> None:
+    """An error's text is shown, and the commands to a terminal in it are not obeyed."""
+    for written in (
+        on_terminal(200, "runs", *arguments, "--url", page.url),
+        ended("runs", *arguments, "--url", page.url).stdout,
+    ):
+        assert "and more\N{REPLACEMENT CHARACTER}]0;mine\N{REPLACEMENT CHARACTER}" in written
+        assert "\x1b]" not in written
 
 
 @pytest.mark.parametrize(
