@@ -17,6 +17,8 @@ _log = logging.getLogger("taskpilot_instrument")
 _MOST_ACCOUNTS: Final = 100_000
 #: A named tuple by its name takes twice as long to make.
 _new: Final = tuple.__new__
+#: No budget assumes so little.
+_NOT_ASKED: Final = -1
 
 
 class Kept:
@@ -78,10 +80,14 @@ def accounts_of(
     :param call: says who makes it.
     """
     values: dict[str, str | None] | None = None
-    worst: dict[int, int | None] = {}
+    most: int | None = None
+    assumed = _NOT_ASKED
     found: list[Account] = []
     for kept in budgets:
-        names, window = kept.whole, kept.window(now_s)  # a new window forgets the accounts of the last
+        since, until, window = kept.span
+        if not since <= now_s < until:
+            window = kept.window(now_s)  # a new window forgets the accounts of the last
+        names = kept.whole
         if kept.is_scoped:
             if values is None:
                 values = _values_of(llm, call)
@@ -90,13 +96,11 @@ def accounts_of(
                 continue
             if kept.is_open:
                 names = tuple(dict.fromkeys([kept.bounded(name) for name in names]))
-        assumed = kept.assumed_output_tokens
-        if assumed not in worst:
-            worst[assumed] = worst_case.pico(llm, assumed)
-        most = worst[assumed]
-        for name in names:
-            claim = _new(Claim, (name, window.key, most or 0, kept.limit_pico))
-            found.append((kept, window, claim, most is not None))
+        if kept.assumed_output_tokens != assumed:  # nearly always the same for all
+            assumed = kept.assumed_output_tokens
+            most = worst_case.pico(llm, assumed)
+        period, held, limit = window[0], most or 0, kept.limit_pico
+        found += [(kept, window, _new(Claim, (name, period, held, limit)), most is not None) for name in names]
     return tuple(found)
 
 

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from random import getrandbits
+from itertools import count
 from typing import Final, NoReturn
+from uuid import uuid4
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._backlog import Backlog, Settlement
@@ -30,6 +31,8 @@ _AT_ONCE: Final = 20
 _AWAY: Final = "the ledger cannot be reached, and ledger_unavailable is 'deny'"
 
 
+#: With the process's own name in front, what reservations are told apart by.
+_numbers: Final = count()
 #: A named tuple by its name takes twice as long to make.
 _new: Final = tuple.__new__
 #: What is held for one call: the reservation's id, and whom it is charged to.
@@ -63,6 +66,7 @@ class Spending:
         self._epoch_ns = clock.epoch_ns
         self._deny = unavailable == "deny"
         self._backlog = Backlog(ledger)
+        self._process = _process()
         self._lock = _forks.lock()
         self._kept: tuple[Kept, ...] = ()
         for budget in budgets:
@@ -72,6 +76,7 @@ class Spending:
     def after_fork(self) -> None:
         """Leave to the parent what it has not settled yet."""
         self._backlog = Backlog(self.ledger)
+        self._process = _process()
 
     def add(self, budget: Budget) -> None:
         """Hold further calls against one more budget.
@@ -136,7 +141,7 @@ class Spending:
                 _refuse_unpriced(operation, accounts, self.ledger, now_s)
             if kept.blocks:
                 claims.append(claim)
-        reservation = str(getrandbits(128))
+        reservation = f"{self._process}{next(_numbers)}"
         if claims:
             try:
                 short = self.ledger.reserve(reservation, claims, LEASE_S, now_s)
@@ -171,7 +176,7 @@ class Spending:
             accounts = accounts_of(self._kept, self._worst_case, llm, record, now_s)
             if not accounts:
                 return
-            held = str(getrandbits(128)), accounts
+            held = f"{self._process}{next(_numbers)}", accounts
         llm.reserved = None
         reservation, accounts = held
         charges = _charges(record, llm, accounts)
@@ -199,6 +204,11 @@ class Spending:
 
     def _now_s(self) -> float:
         return self._epoch_ns() / 1e9
+
+
+def _process() -> str:
+    """Return a name that no other process has."""
+    return f"{uuid4().hex}-"
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """What was spent for nothing: the one definition, for metrics, golden signals and the ledger alike."""
 
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import Finished
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.semconv import COST_PARTIAL, Outcome
+from taskpilot_instrument.usage import TokenUsage
 
 
 class Waste(NamedTuple):
@@ -45,7 +46,22 @@ class Waste(NamedTuple):
 NO_WASTE: Final = Waste()
 
 
-def waste_of(record: Finished) -> Waste | None:
+class Ended(Protocol):
+    """What has to be known of an operation that has finished."""
+
+    @property
+    def llm(self) -> LLMCall | None: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def usage(self) -> TokenUsage | None: ...
+    @property
+    def cost(self) -> Decimal | None: ...
+    @property
+    def cost_source(self) -> str | None: ...
+
+
+def waste_of(record: Ended) -> Waste | None:
     """Return what a finished LLM call wasted; None where nothing was, and for everything that is no LLM call."""
     call, outcome, usage, cost = record.llm, record.outcome, record.usage, record.cost
     if call is None:
