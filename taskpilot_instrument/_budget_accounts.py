@@ -1,7 +1,7 @@
 """Whom a call is charged to: of every budget that speaks of it, the account and window, and the most it may cost."""
 
 import logging
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._budget_windows import Window
@@ -67,22 +67,31 @@ class Kept:
         return account
 
 
-#: What a call is charged to: budget, window, account with the most that the call may cost, and whether its price is
-#: known. Plain tuples, because they are made for each call.
-Account = tuple[Kept, Window, Claim, bool]
+class Charged(NamedTuple):
+    """Whom one call is charged to.
+
+    :param claims: of each account, the most that the call may cost.
+    :param whose: of each account, its budget and window.
+    :param is_priced: False where the model has no price: then the claims are over nothing.
+    """
+
+    claims: list[Claim]
+    whose: list[tuple[Kept, Window]]
+    is_priced: bool
 
 
 def accounts_of(
     budgets: tuple[Kept, ...], worst_case: WorstCase, llm: LLMCall, call: Operation | Finished, now_s: float
-) -> tuple[Account, ...]:
-    """Return whom a call is charged to.
+) -> Charged | None:
+    """Return whom a call is charged to; None where no budget speaks of it.
 
     :param call: says who makes it.
     """
     values: dict[str, str | None] | None = None
     most: int | None = None
     assumed = _NOT_ASKED
-    found: list[Account] = []
+    claims: list[Claim] = []
+    whose: list[tuple[Kept, Window]] = []
     for kept in budgets:
         since, until, window = kept.span
         if not since <= now_s < until:
@@ -99,9 +108,10 @@ def accounts_of(
         if kept.assumed_output_tokens != assumed:  # nearly always the same for all
             assumed = kept.assumed_output_tokens
             most = worst_case.pico(llm, assumed)
-        period, held, limit = window[0], most or 0, kept.limit_pico
-        found += [(kept, window, _new(Claim, (name, period, held, limit)), most is not None) for name in names]
-    return tuple(found)
+        for name in names:
+            claims.append(_new(Claim, (name, window[0], most or 0, kept.limit_pico)))
+            whose.append((kept, window))
+    return _new(Charged, (claims, whose, most is not None)) if claims else None
 
 
 def _values_of(llm: LLMCall, call: Operation | Finished) -> dict[str, str | None]:
