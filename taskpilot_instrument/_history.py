@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import deque
 from decimal import Decimal
 from typing import Final, NamedTuple
+from uuid import uuid4
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument import _hourly as hourly
@@ -151,6 +152,8 @@ class History:
         #: Finished since the last count: counted later, many at once, so that an agent waits for no more than a note.
         self._seen: deque[_Call | _Run] = deque()
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
+        #: What is being added to the ledger; the thread that writes has it alone.
+        self._batch: tuple[str, list[Rollup]] | None = None
         self._wake = threading.Event()
         self._closed = False
         self._writer: threading.Thread | None = None
@@ -266,7 +269,7 @@ class History:
         self._writer, self._wake = None, threading.Event()
         self._waiting.clear()
         self._seen.clear()
-        self._figures = {}
+        self._figures, self._batch = {}, None
 
     def _start_writer(self) -> None:
         if self._writer is None and not self._closed:
@@ -296,21 +299,28 @@ class History:
     def _write(self, ledger: Ledger) -> bool:
         with self._lock:
             self._count()
-            figures, self._figures = self._figures, {}
             links = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
             for begin in range(0, len(links), _BATCH):
                 ledger.put_runs(links[begin : begin + _BATCH])
             links = []
-            if figures:
-                ledger.add_rollups([Rollup(hour, key, counts) for (hour, key), counts in figures.items()])
+            while (batch := self._batch or self._next_batch()) is not None:
+                ledger.add_rollups(*batch)
+                self._batch = None
         except LedgerError:
             with self._lock:
                 self._waiting.extendleft(reversed(links))
-                for (hour, key), counts in figures.items():
-                    self._add(hour, key, counts)
             return False
         return True
+
+    def _next_batch(self) -> tuple[str, list[Rollup]] | None:
+        """Return what is to be added next. It may arrive although its answer is lost: it stays as it is until then."""
+        with self._lock:
+            figures, self._figures = self._figures, {}
+        if figures:
+            rollups = [Rollup(hour, key, counts) for (hour, key), counts in figures.items()]
+            self._batch = uuid4().hex, rollups
+        return self._batch
 
     def close(self) -> None:
         """Write what waits, and stop."""

@@ -30,7 +30,7 @@ class MemoryLedger:
         self._held: dict[str, tuple[float, list[tuple[_Cell, int]]]] = {}
         #: When the first reservation runs out.
         self._expires_s = _NEVER_S
-        #: Reservations that were settled: the latest, and those before them; when the first are many, the others go.
+        #: What was settled or added: the latest, and those before them; when the first are many, the others go.
         self._settled: set[str] = set()
         self._settled_before: set[str] = set()
         self._votes: OrderedDict[str, Vote] = OrderedDict()
@@ -100,15 +100,15 @@ class MemoryLedger:
             self._cells.popitem(last=False)
         return cell
 
-    def _is_new(self, reservation: str) -> bool:
-        """Remember a settlement; tell whether it is the first of its reservation. The caller holds the lock."""
+    def _is_new(self, name: str) -> bool:
+        """Remember what was settled or added; tell whether it is the first with its id. The caller holds the lock."""
         latest = self._settled
-        if reservation in latest or reservation in self._settled_before:
+        if name in latest or name in self._settled_before:
             return False
         if len(latest) >= _MOST // 2:
             self._settled_before, latest = latest, set()
             self._settled = latest
-        latest.add(reservation)
+        latest.add(name)
         return True
 
     def standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
@@ -166,10 +166,10 @@ class MemoryLedger:
                 return self._runs.get(request_id)
             return self._traces.get(trace_id) if trace_id is not None else None
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours, once."""
         with self._lock:
-            for hour, key, figures in rollups:
+            for hour, key, figures in rollups if self._is_new(batch) else ():
                 known = self._rollups.get((hour, key), {})
                 _keep(
                     self._rollups,
