@@ -107,6 +107,7 @@ LEVELS: Final = {
     "_streams": 4,
     "alerts": 4,
     "comparison": 4,
+    "_repricing": 4,
     "experiments": 4,
     "feedback": 4,
     "golden": 4,
