@@ -1,7 +1,8 @@
 """The hot path: from a finished record to counters, histograms and the window it falls into.
 
 Children are bound once for each combination of labels, so a record costs one dictionary look-up. No lock of ours
-is held while prometheus_client runs, except for the spend, whose exact sum and counter must move together.
+is held while prometheus_client runs, except for money, whose exact sum and counter must move together, and for the
+rest of what a call has wasted.
 """
 
 from collections.abc import Callable, Mapping
