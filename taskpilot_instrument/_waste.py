@@ -44,6 +44,26 @@ class Waste(NamedTuple):
 
 
 NO_WASTE: Final = Waste()
+_NOT_IN_VAIN: Final = frozenset({Outcome.SUCCESS, Outcome.BLOCKED})
+
+
+class WasteInMetrics(NamedTuple):
+    """What the families of Prometheus tell of waste: all but how many calls it was, which none of them counts.
+
+    :param unpriced: 0 where no call at all was of unknown cost; else nobody knows how many of these were.
+    """
+
+    attempts: int
+    retries: int
+    tokens: int
+    usd: Decimal
+    unpriced: int | None
+    calls: None = None
+
+
+def is_in_vain(outcome: str) -> bool:
+    """Tell whether an LLM call that ended so was a request for nothing: what we blocked was not sent."""
+    return outcome not in _NOT_IN_VAIN
 
 
 class Ended(Protocol):
@@ -68,7 +88,7 @@ def waste_of(record: Ended) -> Waste | None:
         return None
     if outcome is Outcome.SUCCESS:
         return Waste(attempts=call.retries, retries=call.retries) if call.retries else None
-    attempts = call.retries + (outcome is not Outcome.BLOCKED)  # what we blocked was not sent
+    attempts = call.retries + is_in_vain(outcome)
     if not call.billable and usage is None:
         return Waste(attempts, call.retries) if attempts else None
     tokens = 0 if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)

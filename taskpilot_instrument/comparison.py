@@ -41,7 +41,8 @@ class ModelFigures:
     :param problems: calls that did not succeed in percent of all, by type of error, else by outcome.
     :param first_chunk_p50_ms: time from request to first chunk, of streams; so ``first_chunk_p95_ms``.
     :param tokens_per_second: output tokens ÷ the seconds that they took: from the first chunk on of streams, of the
-        whole call otherwise. Sums over sums, so that a long answer counts for more than a short one.
+        whole call otherwise; of calls that succeeded. Sums over sums, so that a long answer counts for more than a
+        short one.
     :param cost_per_call_usd: of calls whose cost is wholly known.
     :param cost_per_successful_run_usd: what the runs cost that had this model called last, failed ones included, ÷ the
         successful ones among them: workflow runs, or runs of the agent that was asked for.

@@ -50,6 +50,7 @@ LEVELS: Final = {
     "_bills": 2,
     "_collector": 2,
     "_operation": 2,
+    "_pace": 2,
     "_recorder": 2,
     "_records": 2,
     "_totals": 2,
