@@ -7,7 +7,7 @@ object) use them, and imports point only downward.
 from decimal import Decimal
 from typing import NamedTuple
 
-from taskpilot_instrument._waste import NO_WASTE, Waste
+from taskpilot_instrument._waste import NO_WASTE, Waste, WasteInMetrics
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
     G_P95_LATENCY_MS,
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
     checked: int | None = 0
     check_failed: int | None = 0
     #: What LLM calls that did not succeed came to, and attempts that were made again.
-    wasted: Waste | None = NO_WASTE
+    wasted: Waste | WasteInMetrics | None = NO_WASTE
     #: Between which milliseconds ``p95_ms`` lies, where it was read from the buckets of a histogram.
     p95_bounds_ms: tuple[float, float] | None = None
 
