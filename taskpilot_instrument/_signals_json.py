@@ -5,7 +5,7 @@ from decimal import Decimal
 from math import inf, isfinite
 from typing import Any
 
-from taskpilot_instrument._waste import Waste
+from taskpilot_instrument._waste import Waste, WasteInMetrics
 from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, of_sample
 from taskpilot_instrument.sinks._signals import Sample, percent
 
@@ -51,11 +51,12 @@ def from_json(told: Mapping[str, Any]) -> GoldenSignals:
     """
     about = told["sample"]
     wasted, bounds = about["wasted"], told["p95_bounds_ms"]
+    of_waste = WasteInMetrics if wasted is not None and wasted["calls"] is None else Waste
     sample = Sample(
         **about
         | {
             "spent_usd": None if about["spent_usd"] is None else Decimal(about["spent_usd"]),
-            "wasted": None if wasted is None else Waste(**wasted | {"usd": Decimal(wasted["usd"])}),
+            "wasted": None if wasted is None else of_waste(**wasted | {"usd": Decimal(wasted["usd"])}),
             "p95_bounds_ms": None if bounds is None else (bounds[0], inf if bounds[1] is None else bounds[1]),
         }
     )

@@ -1,6 +1,7 @@
 """``taskpilot-instrument signals``: what it shows, and how it judges, against a page on a real socket."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,15 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
+from taskpilot_instrument._signals_json import from_json, to_json
+from taskpilot_instrument._waste import Waste, WasteInMetrics
 from taskpilot_instrument.cli import main
+from taskpilot_instrument.golden import of_sample
+from taskpilot_instrument.sinks._signals import Sample
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web import Server, serve
 
@@ -133,3 +140,40 @@ def test_a_fleet_is_asked_with_the_core_alone() -> None:
     assert 2 == ended.returncode, ended.stderr
     assert "cannot be asked" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# --- the way there ------------------------------------------------------------------------------
+
+
+counts = st.integers(0, 10**9)
+sums = st.decimals(0, 10**6, places=12)
+SAMPLES = st.builds(
+    Sample,
+    runs=counts,
+    successes=counts,
+    p95_ms=st.none() | st.floats(0, 1e9),
+    timed=counts,
+    spent_usd=st.none() | sums,
+    calls=st.none() | counts,
+    priced=st.none() | counts,
+    unpriced=st.none() | counts,
+    violations=st.none() | counts,
+    correct=st.none() | counts,
+    incorrect=st.none() | counts,
+    checked=st.none() | counts,
+    check_failed=st.none() | counts,
+    wasted=st.none()
+    | st.builds(Waste, counts, counts, counts, counts, sums, counts)
+    | st.builds(WasteInMetrics, counts, counts, counts, sums, st.none() | counts),
+    p95_bounds_ms=st.none() | st.tuples(st.floats(0, 1e9), st.floats(0, 1e9) | st.just(math.inf)),
+)
+
+
+@given(
+    sample=SAMPLES, seconds=st.none() | st.integers(60, 86_400), source=st.none() | st.just("http://prometheus:9090")
+)
+def test_whatever_is_known_is_shown(sample: Sample, seconds: int | None, source: str | None) -> None:
+    """Signals from any source come out of strict JSON as they went in: every figure, unknown ones too."""
+    found = of_sample(sample, seconds, "triage", None, None, source)
+    told = from_json(json.loads(json.dumps(to_json(found), allow_nan=False)))
+    assert (found, str(found)) == (told, str(told))
