@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final
 
-from taskpilot_instrument import _report_command
+from taskpilot_instrument._report import command as report_command
 from taskpilot_instrument._version import __version__
 
 _EXAMPLES: Final = """\
@@ -56,8 +56,8 @@ def _run(options: Namespace) -> int:
         from taskpilot_instrument._demo import demo
 
         return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
-    if options.command == _report_command.NAME:
-        return _report_command.run(options)
+    if options.command == report_command.NAME:
+        return report_command.run(options)
     from taskpilot_instrument import _commands
 
     place = import_module(f"taskpilot_instrument.{_PLACES.get(options.command, '_commands')}")
@@ -107,7 +107,7 @@ def _parser() -> ArgumentParser:
     experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")
     experiments.add_argument("--window", help="how far back, such as 1h; figures of a window are not judged")
 
-    _report_command.add_report(commands)
+    report_command.add_report(commands)
 
     prices = _command(commands, "prices", "show what a model costs")
     prices.add_argument("model", help="such as gpt-4o-mini")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
-from taskpilot_instrument._report_compare import plain
-from taskpilot_instrument._report_figures import Counts, Figures, grouped, named, total
-from taskpilot_instrument._report_signals import COUNT, MS, PERCENT, USD, Value, cost, mean_ms, p95_ms, success, tokens
+from taskpilot_instrument._report.compare import plain
+from taskpilot_instrument._report.figures import Counts, Figures, grouped, named, total
+from taskpilot_instrument._report.signals import COUNT, MS, PERCENT, USD, Value, cost, mean_ms, p95_ms, success, tokens
 
 #: Rows of a table; the rest is added up in one more.
 _MOST_ROWS: Final = 20

@@ -8,14 +8,14 @@ from itertools import zip_longest
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from taskpilot_instrument._report_compare import Figure, compare, plain, worst
-from taskpilot_instrument._report_figures import Figures, Source
-from taskpilot_instrument._report_ledger import LedgerSource
-from taskpilot_instrument._report_review import REVIEWS, Review
-from taskpilot_instrument._report_signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
-from taskpilot_instrument._report_tables import Table, tables
-from taskpilot_instrument._report_times import Period, Stretch, Times, times_of
-from taskpilot_instrument._report_words import about, label_of
+from taskpilot_instrument._report.compare import Figure, compare, plain, worst
+from taskpilot_instrument._report.figures import Figures, Source
+from taskpilot_instrument._report.ledger import LedgerSource
+from taskpilot_instrument._report.review import REVIEWS, Review
+from taskpilot_instrument._report.signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
+from taskpilot_instrument._report.tables import Table, tables
+from taskpilot_instrument._report.times import Period, Stretch, Times, times_of
+from taskpilot_instrument._report.words import about, label_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import Verdict
 from taskpilot_instrument.settings import Settings
@@ -109,13 +109,13 @@ class Report:
 
     def markdown(self) -> str:
         """Return its review as Markdown."""
-        from taskpilot_instrument._report_markdown import markdown
+        from taskpilot_instrument._report.markdown import markdown
 
         return markdown(self)
 
     def html(self) -> str:
         """Return its review as a page of its own: no script, and nothing from elsewhere."""
-        from taskpilot_instrument._report_html import html
+        from taskpilot_instrument._report.page import html
 
         return html(self)
 
@@ -208,7 +208,7 @@ def _zone(name: str) -> ZoneInfo:
 
 def _source(ledger: object, prometheus: str | None) -> Source:
     if prometheus is not None:
-        from taskpilot_instrument._report_prometheus import PrometheusSource
+        from taskpilot_instrument._report.prometheus import PrometheusSource
 
         return PrometheusSource(prometheus)
     return LedgerSource(Settings().ledger if ledger is None else ledger)

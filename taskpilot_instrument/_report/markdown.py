@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from taskpilot_instrument import _report_words as words
-from taskpilot_instrument._report_signals import DEFINITIONS, Value
-from taskpilot_instrument._report_tables import Table
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.signals import DEFINITIONS, Value
+from taskpilot_instrument._report.tables import Table
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]<>#|~&$])")
 #: Line breaks end a row, other control characters may do anything to a terminal.

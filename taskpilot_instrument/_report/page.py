@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from taskpilot_instrument import _report_words as words
 from taskpilot_instrument._display import UNKNOWN
-from taskpilot_instrument._report_compare import Figure
-from taskpilot_instrument._report_plot import plot
-from taskpilot_instrument._report_signals import DEFINITIONS
-from taskpilot_instrument._report_tables import Table
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.compare import Figure
+from taskpilot_instrument._report.plot import plot
+from taskpilot_instrument._report.signals import DEFINITIONS
+from taskpilot_instrument._report.tables import Table
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 #: Should anything in it ever pass for more than text, the browser is told to run and load nothing.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"

@@ -6,12 +6,12 @@ from itertools import groupby
 from math import floor, log10
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from taskpilot_instrument import _report_words as words
-from taskpilot_instrument._report_signals import COUNT, PERCENT, USD, Definition, Value
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.signals import COUNT, PERCENT, USD, Definition, Value
 from taskpilot_instrument.golden import THRESHOLDS
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Point
+    from taskpilot_instrument._report.report import Point
 
 _WIDTH: Final = 640
 _HEIGHT: Final = 220

@@ -52,7 +52,7 @@ def add_report(commands: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Make a report, write it, and return the exit status."""
-    from taskpilot_instrument._reporting import report
+    from taskpilot_instrument._report.entry import report
     from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
 
     try:
@@ -94,6 +94,6 @@ def _day(text: str) -> date | str:
 def _resolved(day: date | str | None, timezone: str) -> date | None:
     if not isinstance(day, str):
         return day
-    from taskpilot_instrument._report import today
+    from taskpilot_instrument._report.report import today
 
     return today(timezone) - timedelta(days=day == "yesterday")

@@ -5,14 +5,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from taskpilot_instrument._display import UNKNOWN, milliseconds, of, percent, usd
-from taskpilot_instrument._report_compare import Figure, Trend
-from taskpilot_instrument._report_figures import Source
-from taskpilot_instrument._report_signals import MS, PERCENT, USD, Facts, Value
-from taskpilot_instrument._report_times import Period, Stretch, Times
+from taskpilot_instrument._report.compare import Figure, Trend
+from taskpilot_instrument._report.figures import Source
+from taskpilot_instrument._report.signals import MS, PERCENT, USD, Facts, Value
+from taskpilot_instrument._report.times import Period, Stretch, Times
 from taskpilot_instrument.golden import Verdict
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 HEADS: Final = ("value", "before", "change", "trend", "verdict")
 #: Not ``strftime``'s, which speaks the application's language.
