@@ -119,6 +119,7 @@ LEVELS: Final = {
     "_commands": 6,
     "_compared": 6,
     "_demo": 6,
+    "_demo_page": 6,
     "_ending": 6,
     "_report.command": 6,
     "_trace_tree": 6,
