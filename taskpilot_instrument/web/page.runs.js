@@ -83,7 +83,8 @@ function item(run, key) {
       run.trace_id ? make("span", { class: "mono quiet" }, `trace ${run.trace_id}`) : null,
       run.cut ? make("span", { class: "quiet" }, "more spans than are shown") : null));
   details.open = opened.has(key);
-  return make("li", { class: run.outcome === "success" ? null : "bad" }, details);
+  const tone = { success: null, error: "bad" };
+  return make("li", { class: run.outcome in tone ? tone[run.outcome] : "bad soft" }, details);
 }
 
 export function drawRuns(state) {

@@ -3,12 +3,13 @@
 import math
 from typing import Any, Final
 
+from taskpilot_instrument._waste import Lost
 from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
 from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, parse_window
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks._signals import percent
-from taskpilot_instrument.web.breakdown import by_agent
+from taskpilot_instrument.web.breakdown import by_agent, by_workflow
 from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
 from taskpilot_instrument.web.shown import UNKNOWN, Shown
@@ -34,6 +35,9 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
         "check_failed_runs": found.check_failed_runs,
         "total_cost_usd": found.total_cost_usd,
         "wasted_cost_usd": found.wasted_cost_usd,
+        "wasted_unpriced_calls": found.wasted_unpriced_calls,
+        "failed": lost(found.failed),
+        "blocked": lost(found.blocked),
         "cost_coverage": found.cost_coverage,
         "p95_bounds_ms": found.sample.p95_bounds_ms,
         "signals": {
@@ -46,6 +50,11 @@ def signals(found: GoldenSignals) -> dict[str, Any]:
             for key, value in found.values.items()
         },
     }
+
+
+def lost(found: Lost | None) -> dict[str, Any] | None:
+    """Return what runs that did not succeed came to."""
+    return None if found is None else {"runs": found.runs, "cost_usd": float(found.usd), "unpriced": found.unpriced}
 
 
 def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
@@ -69,9 +78,10 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
     ]
 
 
-def agents(handle: Instrumentation, seconds: int | None) -> list[dict[str, Any]]:
-    """Return the figures of each agent, those with failures first."""
-    return by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000))
+def breakdowns(handle: Instrumentation, seconds: int | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of each workflow and of each agent, those with failures first."""
+    buckets = handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000)
+    return {"workflows": by_workflow(buckets), "agents": by_agent(buckets)}
 
 
 def health(handle: Instrumentation) -> list[str]:
@@ -134,7 +144,7 @@ def snapshot(
         "runs": runs[:_SHOWN_RUNS],
         "older_failures": failed[:_SHOWN_FAILURES],
         "events": ring.events(_SHOWN_EVENTS),
-        "agents": paced.get("agents", window, lambda: agents(handle, seconds)),
+        **paced.get("breakdowns", window, lambda: breakdowns(handle, seconds)),
         "models": paced.get("models", window, lambda: models(handle, window)),
         "experiments": paced.get("experiments", None, lambda: experiments(handle)),
         "budgets": standing,
