@@ -27,6 +27,8 @@ def _lines(report: "Report") -> Iterator[str]:
     yield f"{escaped(words.subtitle_of(report))}."
     yield ""
     yield f"Golden signals: **{report.verdict}**"
+    for note in report.first:
+        yield from ("", note)
     for heading, keys in report.review.sections.items():
         yield from _section(heading, _figures(report, keys))
     yield from _section(f"By {words.slot_of(report)} (in parentheses: before)", _course(report))
@@ -34,7 +36,7 @@ def _lines(report: "Report") -> Iterator[str]:
         if key in report.tables:
             yield from _section(f"{report.tables[key].title} (in parentheses: before)", _breakdown(report.tables[key]))
     yield from ("", "## Notes", "")
-    yield from (f"- {note}" for note in report.notes)
+    yield from (f"- {note}" for note in report.notes[len(report.first) :])
 
 
 def _section(heading: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
