@@ -93,9 +93,11 @@ def _look(options: Namespace) -> str:
     elif shown is not None:
         print(shown, flush=True)
     else:
+        from taskpilot_instrument.golden import NO_THRESHOLD
+
         print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
         rows = [
-            (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
+            (name.replace("_", " "), _shown(signal["value"]), signal["verdict"] if signal["healthy"] else NO_THRESHOLD)
             for name, signal in found["signals"].items()
         ]
         show_table(("signal", "value", "verdict"), rows)

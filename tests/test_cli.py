@@ -41,7 +41,9 @@ def test_signals(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[s
     assert 0 == main(["signals", "--url", url, "--fail-on", "warning"])
     fail_once()
     assert 0 == main(["signals", "--url", url])
-    assert re.search(r"success rate +0 +critical", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"success rate +0 +critical", printed)
+    assert re.search(r"correctness percent +– +no threshold", printed)
     assert 0 == main(["signals", "--url", url, "--format", "json", "--window", "15m"])
     assert 1 == json.loads(capsys.readouterr().out)["runs"]
     assert [1, 1] == [main(["signals", "--url", url, "--fail-on", each]) for each in ("critical", "warning")]

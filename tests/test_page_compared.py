@@ -218,6 +218,17 @@ def test_signals_have_lines_of_a_real_period(
     assert [] == page.close()
 
 
+def test_the_window_stays_chosen(browser: Any, shown: tuple[Captured, Server]) -> None:
+    """Who loads the page anew sees the window that was chosen before."""
+    page = Page(browser, shown[1].url)
+    page.page.get_by_label("Window").select_option("15m")
+    page.page.reload()
+    with page.page.expect_response("**/live?window=15m"):
+        page.page.reload()
+    assert "15m" == page.page.get_by_label("Window").input_value()
+    assert [] == page.close()
+
+
 def test_lost_figures_look_lost(browser: Any, captured: Captured) -> None:
     """When the server is gone the page says that what it shows is old."""
     with serve(0, handle=captured.handle) as server:

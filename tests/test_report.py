@@ -192,6 +192,8 @@ def test_the_first_hour_of_a_period(tmp_path: Path, period: str, begins: datetim
     assert 100.0 == made.figures["user_confirmed_correctness_percent"].value
     assert [Decimal(CALL_USD)] == [point.value for point in made.trends["total_cost_usd"]]
     assert {None} == {each for table in made.tables.values() for row in table.rows for each in row.before.values()}
+    assert "$0.00002" in made.html()  # on the scale of the costs
+    assert "the day before</span>" not in made.html()
     (said,) = made.first
     assert f"The {period} has just begun: these are the figures of its first hour, until 00:22." in said
     assert not any("equal part of the" in note or "unequal" in note for note in made.notes[1:])

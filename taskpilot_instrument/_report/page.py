@@ -120,11 +120,14 @@ def _course(report: "Report", key: str) -> str:
         for point in points
         if point.value is not None or point.before is not None
     ]
-    legend = f'<span>this {report.period}</span><span class="was">the {report.period} before</span>'
+    legend = f"<span>this {report.period}</span>"
+    if any(point.before is not None for point in points):
+        legend += f'<span class="was">the {report.period} before</span>'
     drawn = plot(definition, points, report.places, f"plot-{key.replace('_', '-')}")
     if 'class="limit"' in drawn:
         legend += '<span class="limit">bound of healthy</span>'
-    heading = f"{definition.label[0].upper()}{definition.label[1:]}, by {slot}"
+    label = definition.label
+    heading = f"{label if label.startswith('p95') else label[0].upper() + label[1:]}, by {slot}"
     return _section(
         heading,
         f'<div class="course"><figure>{drawn}<figcaption class="quiet key">{legend}</figcaption></figure>'

@@ -1,6 +1,7 @@
 """A figure's course as SVG: bars or a line, the period before as a dashed line. No script, no fixed colours."""
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from html import escape
 from itertools import groupby
 from math import floor, log10
@@ -124,7 +125,7 @@ def _short(value: float, unit: str) -> str:
     if unit == PERCENT:
         return f"{value:g} %"
     if unit == USD:
-        return f"${value:.6g}"
+        return f"${Decimal(f'{value:.6g}'):f}"
     return f"{value:,.6g}" if unit == COUNT else f"{value / 1000:g} s"
 
 

@@ -107,7 +107,8 @@ def first(times: Times, now: Facts | None, before: Facts | None, latest: Facts |
     if not times.is_compared and times.now.length:
         notes.append(
             f"The {times.period} has just begun: these are the figures of its first hour, until "
-            f"{times.now.until.astimezone(times.zone):%H:%M}. There is no equal part of an hour before."
+            f"{times.now.until.astimezone(times.zone):%H:%M}. As whole hours are kept, there is no equal part of the "
+            f"{times.period} before."
         )
     if latest is not None:
         spent = shown(cost(latest.calls), USD, is_lower_bound=latest.sample.unpriced != 0)

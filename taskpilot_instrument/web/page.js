@@ -197,7 +197,8 @@ async function watch() {
   setTimeout(() => { if (!mine.signal.aborted) watch(); }, 2000);
 }
 
-at("window").addEventListener("change", watch);
+at("window").value = sessionStorage.getItem("window") ?? "";
+at("window").addEventListener("change", () => { sessionStorage.setItem("window", at("window").value); watch(); });
 at("login").addEventListener("submit", (event) => { event.preventDefault(); token = at("token").value; watch(); });
 if (location.hash.includes("token=")) history.replaceState(null, "", location.pathname);
 watch();
