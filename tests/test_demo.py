@@ -22,7 +22,7 @@ from taskpilot_instrument._demo_page import BUDGETS, goals
 from taskpilot_instrument._trace_tree import trace_tree
 from taskpilot_instrument.cli import main
 from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
-from taskpilot_instrument.testing import Captured
+from taskpilot_instrument.testing import Captured, capture
 
 pytestmark = pytest.mark.openai
 
@@ -173,13 +173,12 @@ def test_what_comes_next_can_be_pasted(
     assert f"\n  see it move                   {shown} demo --serve\n" in capsys.readouterr().out
 
 
-async def test_budgets_of_the_demo_with_its_page(captured: Captured) -> None:
+async def test_budgets_of_the_demo_with_its_page() -> None:
     """One budget of the demo that goes on and on warns, without being spent, and the others hold for its hour."""
-    for budget in BUDGETS:
-        tp.add_budget(budget)
     program = load_example()
-    await work(program, islice(goals(program, 0), 60), captured.handle)
-    spent = {status.name: status.ratio for status in tp.budget_status()}
+    with capture(budgets=list(BUDGETS), ledger="memory") as captured:
+        await work(program, islice(goals(program, 0), 60), captured.handle)
+        spent = {status.name: status.ratio for status in tp.budget_status()}
     assert 0.8 <= spent.pop("trial") < 1
     # Half a second between them makes at most 7,200 runs an hour, if they took no time themselves.
     assert {"all agents": True, "planner": True} == {name: ratio / 60 * 7200 < 0.8 for name, ratio in spent.items()}
