@@ -23,7 +23,8 @@ def models(options: Namespace) -> int:
     """Show the models beside each other; the exit status says whether any was called."""
     from taskpilot_instrument.comparison import ModelComparison
 
-    found = ask(options.url, "/models", options.token, window=options.window, agent=options.agent)
+    reprice = ",".join(options.reprice) or None
+    found = ask(options.url, "/models", options.token, window=options.window, agent=options.agent, reprice=reprice)
     if options.format == "json":
         print(json.dumps(found, indent=2))
     else:

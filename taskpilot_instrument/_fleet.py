@@ -7,6 +7,7 @@ from typing import Final
 from taskpilot_instrument import golden, semconv
 from taskpilot_instrument._growth import LATENCY, RUNS, Growth
 from taskpilot_instrument._prometheus import Prometheus
+from taskpilot_instrument._waste import WasteInMetrics, is_in_vain
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import GoldenSignals
 from taskpilot_instrument.semconv import Kind, Outcome
@@ -57,7 +58,8 @@ def _sample(
     counted = growth.of(RUNS[kind], by=semconv.OUTCOME) or {}
     timed, p95, bounds = quantile(growth.of(LATENCY[kind], by="le") or {})
     cost, violations = growth.of(semconv.M_LLM_COST), growth.of(semconv.M_POLICY_VIOLATIONS)
-    feedback, calls = growth.of(semconv.M_FEEDBACK, by=semconv.L_VERDICT), growth.of(semconv.M_LLM_CALLS)
+    feedback = growth.of(semconv.M_FEEDBACK, by=semconv.L_VERDICT)
+    calls = growth.of(semconv.M_LLM_CALLS, by=semconv.OUTCOME)
     unpriced = growth.of(semconv.M_LLM_UNPRICED)
     if unpriced is None:  # it tells no agent, no workflow; where there was none at all, these had none either
         whole = growth.of(semconv.M_LLM_UNPRICED, whole=True)
@@ -68,7 +70,7 @@ def _sample(
         successes=_number(counted.get(Outcome.SUCCESS, 0.0)),
         p95_ms=p95,
         timed=timed,
-        spent_usd=None if cost is None or not known else Decimal(repr(fsum(cost.values()))).quantize(_PICO).normalize(),
+        spent_usd=None if cost is None or not known else _usd(cost),
         calls=None if calls is None or not known else round(_sum(calls)),
         priced=None,
         unpriced=None if unpriced is None or not known else round(_sum(unpriced)),
@@ -77,8 +79,27 @@ def _sample(
         incorrect=None if feedback is None or not known else _number(feedback.get(semconv.VERDICT_INCORRECT, 0.0)),
         checked=None,
         check_failed=None,
-        wasted=None,
+        wasted=None if calls is None or not known else _waste(growth, calls, unpriced),
         p95_bounds_ms=bounds,
+    )
+
+
+def _waste(growth: Growth, calls: dict[str, float], unpriced: dict[str, float] | None) -> WasteInMetrics | None:
+    """Return what calls wasted; None where the filter cannot be answered.
+
+    :param calls: by outcome.
+    """
+    retries, tokens = growth.of(semconv.M_LLM_RETRIES), growth.of(semconv.M_LLM_WASTED_TOKENS)
+    cost = growth.of(semconv.M_LLM_WASTED_COST)
+    if retries is None or tokens is None or cost is None:
+        return None
+    again = round(_sum(retries))
+    return WasteInMetrics(
+        attempts=again + round(fsum(count for outcome, count in calls.items() if is_in_vain(outcome))),
+        retries=again,
+        tokens=round(_sum(tokens)),
+        usd=_usd(cost),
+        unpriced=None if unpriced is None or _sum(unpriced) else 0,
     )
 
 
@@ -100,6 +121,10 @@ def quantile(buckets: dict[str, float], share: float = 0.95) -> tuple[int, float
         low, below = bound, count
     value = low if bound == inf else low + (bound - low) * (share * total - below) / (count - below)
     return round(total), value * 1000, (low * 1000, bound * 1000)
+
+
+def _usd(amounts: dict[str, float]) -> Decimal:
+    return Decimal(repr(fsum(amounts.values()))).quantize(_PICO).normalize()
 
 
 def _sum(amounts: dict[str, float]) -> float:

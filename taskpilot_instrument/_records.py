@@ -55,8 +55,8 @@ class LLMCall:
     """
 
     __slots__ = (
-        "base_url", "beside", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "model", "most",
-        "operation", "output_messages", "provider", "provider_request_id", "request", "reserved", "response_id",
+        "base_url", "beside", "billable", "finish_reasons", "first_chunk_ns", "input_messages", "is_fetched", "model",
+        "most", "operation", "output_messages", "provider", "provider_request_id", "request", "reserved", "response_id",
         "response_model", "retries", "server_address", "server_port", "service_tier", "streamed",
         "system_instructions", "usage",
     )  # fmt: skip
@@ -90,6 +90,8 @@ class LLMCall:
         self.beside: Beside | None = None
         #: True where the provider may bill the call: it answered, or nobody waited for its answer.
         self.billable = False
+        #: True where the result was made earlier, and this call only fetched it: how long that took says little.
+        self.is_fetched = False
         self.first_chunk_ns: int | None = None
         self.retries = 0
         self.provider_request_id: str | None = None

@@ -1,11 +1,12 @@
 """What was spent for nothing, in calls and in runs: the one definition, for metrics, golden signals and the ledger."""
 
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import Finished
+from taskpilot_instrument._records import Finished, LLMCall
 from taskpilot_instrument.semconv import COST_PARTIAL, Kind, Outcome
+from taskpilot_instrument.usage import TokenUsage
 
 
 class Waste(NamedTuple):
@@ -42,16 +43,51 @@ class Waste(NamedTuple):
 
 
 NO_WASTE: Final = Waste()
+_NOT_IN_VAIN: Final = frozenset({Outcome.SUCCESS, Outcome.BLOCKED})
 
 
-def waste_of(record: Finished) -> Waste | None:
+class WasteInMetrics(NamedTuple):
+    """What the families of Prometheus tell of waste: all but how many calls it was, which none of them counts.
+
+    :param unpriced: 0 where no call at all was of unknown cost; else nobody knows how many of these were.
+    """
+
+    attempts: int
+    retries: int
+    tokens: int
+    usd: Decimal
+    unpriced: int | None
+    calls: None = None
+
+
+def is_in_vain(outcome: str) -> bool:
+    """Tell whether an LLM call that ended so was a request for nothing: what we blocked was not sent."""
+    return outcome not in _NOT_IN_VAIN
+
+
+class Ended(Protocol):
+    """What has to be known of an operation that has finished."""
+
+    @property
+    def llm(self) -> LLMCall | None: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def usage(self) -> TokenUsage | None: ...
+    @property
+    def cost(self) -> Decimal | None: ...
+    @property
+    def cost_source(self) -> str | None: ...
+
+
+def waste_of(record: Ended) -> Waste | None:
     """Return what a finished LLM call wasted; None where nothing was, and for everything that is no LLM call."""
     call, outcome, usage, cost = record.llm, record.outcome, record.usage, record.cost
     if call is None:
         return None
     if outcome is Outcome.SUCCESS:
         return Waste(attempts=call.retries, retries=call.retries) if call.retries else None
-    attempts = call.retries + (outcome is not Outcome.BLOCKED)  # what we blocked was not sent
+    attempts = call.retries + is_in_vain(outcome)
     if not call.billable and usage is None:
         return Waste(attempts, call.retries) if attempts else None
     tokens = 0 if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)

@@ -24,6 +24,7 @@ examples:
   taskpilot-instrument budgets --format json    how every budget stands
   taskpilot-instrument models --window 1h       what each model did, how fast and at what cost
   taskpilot-instrument models --agent PlannerAgent    the calls of one agent alone
+  taskpilot-instrument models --reprice gpt-4.1-mini    what the same traffic would have cost on another model
   taskpilot-instrument experiments              every experiment, and what can be said of it
   taskpilot-instrument experiments planner-prompt     its variants beside each other
   taskpilot-instrument serve my_agents          the page of what a module does
@@ -102,6 +103,10 @@ def _parser() -> ArgumentParser:
     models = _asking(commands, "models", "show the models beside each other; exit with 1 where none was called")
     models.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     models.add_argument("--agent", help="only this agent's calls and runs")
+    models.add_argument(
+        "--reprice", action="append", default=[], metavar="MODEL",
+        help="say also what the same tokens would have cost at this model's prices; may be given again",
+    )  # fmt: skip
     what = "show experiments; exit with 1 where a variant is worse or an assignment broken"
     experiments = _asking(commands, "experiments", what)
     experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")

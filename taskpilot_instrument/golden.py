@@ -59,7 +59,7 @@ class GoldenSignals:
 
     A signal is None where it is unknown: nothing ran, nobody gave feedback, no price is known. Where only some calls
     could be priced (``cost_coverage`` below 1), the cost is a lower bound. Where a ``source`` was asked, what its
-    metrics do not tell is None too: waste, retries, and which runs were checked.
+    metrics do not tell is None too: which runs were checked, and how many calls were wasted, though not what they cost.
     """
 
     success_rate: float | None
@@ -127,7 +127,7 @@ class GoldenSignals:
     def wasted_cost_usd(self) -> float | None:
         """Known spend on LLM calls that failed, were cancelled or abandoned; a part of :attr:`total_cost_usd`.
 
-        Where :attr:`wasted_unpriced_calls` is not zero it is a lower bound.
+        Where :attr:`wasted_unpriced_calls` is not zero it is a lower bound, or may be one.
         """
         return None if self.sample.wasted is None else float(self.sample.wasted.usd)
 
@@ -249,9 +249,11 @@ class GoldenSignals:
             said += f", {sample.priced} of {sample.priced + sample.unpriced} billable calls priced"
         elif sample.unpriced is not None:
             said += f", {of(sample.unpriced, 'call')} without a price"
-        if sample.wasted is not None and sample.wasted.calls:
-            lowest = "≥ " if sample.wasted.unpriced else ""
-            said += f", {lowest}{usd(float(sample.wasted.usd))} wasted on {of(sample.wasted.calls, 'call')}"
+        wasted = sample.wasted
+        if wasted is not None and (wasted.calls or (wasted.calls is None and wasted.usd)):
+            lowest = "" if wasted.unpriced == 0 else "≥ "
+            on = "" if wasted.calls is None else f" on {of(wasted.calls, 'call')}"
+            said += f", {lowest}{usd(float(wasted.usd))} wasted{on}"
         for ended, lost in self._lost():
             if lost.usd or lost.unpriced:
                 least = f"{'≥ ' if lost.unpriced else ''}{usd(float(lost.usd))}" if lost.usd else "an unknown sum"

@@ -86,6 +86,7 @@ COST_PARTIAL: Final = "partial"
 COST_DEFAULT: Final = "default"
 LATENCY_MS: Final = "latency_ms"
 TIME_TO_FIRST_CHUNK_MS: Final = "time_to_first_chunk_ms"
+TOKENS_PER_SECOND: Final = "tokens_per_second"
 OUTCOME: Final = "outcome"
 EXPERIMENT: Final = "experiment"
 VARIANT: Final = "variant"
@@ -205,6 +206,9 @@ M_LLM_TIME_TO_FIRST_CHUNK: Final = "taskpilot_llm_time_to_first_chunk_seconds"
 M_LLM_TOKENS: Final = "taskpilot_llm_tokens_total"
 M_LLM_COST: Final = "taskpilot_llm_cost_usd_total"
 M_LLM_UNPRICED: Final = "taskpilot_llm_unpriced_calls_total"
+M_LLM_RETRIES: Final = "taskpilot_llm_retries_total"
+M_LLM_WASTED_TOKENS: Final = "taskpilot_llm_wasted_tokens_total"
+M_LLM_WASTED_COST: Final = "taskpilot_llm_wasted_cost_usd_total"
 M_TOKEN_LIMIT_HITS: Final = "taskpilot_llm_token_limit_hits_total"
 M_POLICY_VIOLATIONS: Final = "taskpilot_policy_violations_total"
 M_GUARDRAIL_BLOCKS: Final = "taskpilot_guardrail_blocks_total"
@@ -232,6 +236,9 @@ METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
     M_LLM_TOKENS: ("agent", "model", "kind"),
     M_LLM_COST: ("agent", "model"),
     M_LLM_UNPRICED: ("model",),
+    M_LLM_RETRIES: ("agent", "model"),
+    M_LLM_WASTED_TOKENS: ("agent", "model", "outcome"),
+    M_LLM_WASTED_COST: ("agent", "model", "outcome"),
     M_TOKEN_LIMIT_HITS: ("model", "limit"),
     M_POLICY_VIOLATIONS: ("agent", "policy"),
     M_GUARDRAIL_BLOCKS: ("agent", "guardrail", "direction"),

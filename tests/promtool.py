@@ -13,6 +13,7 @@ FILES: Final = [
 
 RUNS: Final = 'taskpilot_workflow_runs_total{workflow="triage",outcome="%s"}'
 COST: Final = 'taskpilot_llm_cost_usd_total{agent="A",model="m"}'
+WASTED: Final = 'taskpilot_llm_wasted_cost_usd_total{agent="A",model="m",outcome="error"}'
 CALLS: Final = 'taskpilot_llm_calls_total{agent="A",model="m",provider="p",outcome="success",error_type="none"}'
 LATENCY: Final = 'taskpilot_workflow_duration_seconds_bucket{workflow="triage",le="%s"}'
 VIOLATIONS: Final = 'taskpilot_policy_violations_total{agent="A",policy="p"}'
@@ -26,9 +27,9 @@ OVERFLOW: Final = 'taskpilot_instrument_label_overflow_total{label="agent"}'
 
 #: What each series of a service that is only just healthy grows by in a minute; gauges stand still.
 HEALTHY: Final[dict[str, float]] = {
-    RUNS % "success": 9.6, RUNS % "error": 0.4, COST: 0.85, CALLS: 30, VIOLATIONS: 0.09, UNPRICED: 0, CUT_OFF: 1.4,
-    ERRORS: 0, OVERFLOW: 0, LATENCY % "1.0": 9.6, LATENCY % "2.0": 9.6, LATENCY % "5.0": 10, LATENCY % "7.5": 10,
-    LATENCY % "+Inf": 10, BLOCKED: 0, SPENT: 0, LIMIT: 0,
+    RUNS % "success": 9.6, RUNS % "error": 0.4, COST: 0.85, WASTED: 0.15, CALLS: 30, VIOLATIONS: 0.09, UNPRICED: 0,
+    CUT_OFF: 1.4, ERRORS: 0, OVERFLOW: 0, LATENCY % "1.0": 9.6, LATENCY % "2.0": 9.6, LATENCY % "5.0": 10,
+    LATENCY % "7.5": 10, LATENCY % "+Inf": 10, BLOCKED: 0, SPENT: 0, LIMIT: 0,
 }  # fmt: skip
 GAUGES: Final = {SPENT: 79.0, LIMIT: 100.0}
 #: Counts that are there before anything that a test makes happen.

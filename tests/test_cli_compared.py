@@ -73,6 +73,9 @@ def test_models(shown: tuple[Captured, Server], client: openai.OpenAI, capsys: p
     found = ModelComparison.from_dict(json.loads(capsys.readouterr().out))
     assert shown[0].handle.compare_models() == found
     assert 1 == main(["models", "--url", url, "--agent", "nobody"])
+    capsys.readouterr()
+    assert 0 == main(["models", "--url", url, "--reprice", "gpt-4o", "--reprice", "gpt-4.1-nano"])
+    assert f"{shown[0].handle.compare_models(reprice=['gpt-4o', 'gpt-4.1-nano'])}\n" == capsys.readouterr().out
 
 
 def test_experiments(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[str]) -> None:

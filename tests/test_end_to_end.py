@@ -148,6 +148,7 @@ def test_costly_run_reaches_the_webhook(tmp_path: Path) -> None:
         signals = run.handle.golden_signals()
         _aliases_are_answered(running, run)
         _golden_signals_agree(running, signals)
+        run.waste()
         for query in _readme_queries():
             wait_for(f"answer to {query}", partial(running.query, query), 5)
         assert running.alert("HighCostPerTask") is None

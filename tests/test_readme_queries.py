@@ -20,11 +20,9 @@ SERIES: Final = {
     'taskpilot_workflow_duration_seconds_bucket{workflow="w",le="+Inf"}': 10,
     'taskpilot_llm_cost_usd_total{agent="A",model="m"}': 0.5,
     'taskpilot_llm_cost_usd_total{agent="A",model="n"}': 1.5,
-    'taskpilot_llm_calls_total{agent="A",model="m",provider="p",outcome="success",error_type="none"}': 20,
-    'taskpilot_llm_calls_total{agent="A",model="m",provider="p",outcome="blocked",error_type="none"}': 3,
-    'taskpilot_llm_calls_total{agent="A",model="m",provider="p",outcome="abandoned",error_type="none"}': 1,
-    'taskpilot_llm_calls_total{agent="A",model="m",provider="p",outcome="error",error_type="a"}': 1,
-    'taskpilot_llm_calls_total{agent="A",model="n",provider="p",outcome="error",error_type="b"}': 1,
+    'taskpilot_llm_wasted_cost_usd_total{agent="A",model="m",outcome="abandoned"}': 0.25,
+    'taskpilot_llm_wasted_cost_usd_total{agent="A",model="m",outcome="error"}': 0.125,
+    'taskpilot_llm_wasted_cost_usd_total{agent="A",model="n",outcome="error"}': 0.5,
     "workflow_success": 9,
     "workflow_runs": 10,
 }
@@ -41,13 +39,13 @@ ANSWERS: Final = [
     [sample(0.9)],
     [sample(1.5)],
     [sample(120, agent="A")],
-    [sample(60, agent="A", outcome="abandoned"), sample(120, agent="A", outcome="error")],
+    [sample(15, agent="A", outcome="abandoned"), sample(37.5, agent="A", outcome="error")],
     [sample(0.9)],
 ]
 
 
 def test_queries_come_to_what_they_say(tmp_path: Path) -> None:
-    """Success rate, p95, cost by agent, wasted calls by agent and outcome, and the alias' rate, from known growth."""
+    """Success rate, p95, cost by agent, wasted spend by agent and outcome, and the alias' rate, from known growth."""
     block = re.search(r"Queries that work as written:\n\n```text\n(.*?)```", README.read_text(), re.DOTALL)
     assert block is not None
     queries = block.group(1).splitlines()

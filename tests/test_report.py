@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -260,7 +261,7 @@ def rollups(draw: st.DrawFn) -> Rollup:
 def test_days_add_up_to_the_whole(hours: list[Rollup], votes: list[int], zone: str, period: str) -> None:
     """What the days of a week or month come to, one by one, is what the whole comes to, exactly."""
     ledger = open_ledger("memory")
-    ledger.add_rollups(hours)
+    ledger.add_rollups(uuid4().hex, hours)
     for number, at_s in enumerate(votes):
         ledger.put_vote(Vote(str(number), None, None, number % 2 == 0, None, None, None, float(at_s)))
     about: dict[str, Any] = {"timezone": zone, "ledger": ledger, "now": datetime(2026, 12, 31, tzinfo=UTC)}
@@ -325,7 +326,9 @@ def test_many_rows_are_added_up(tmp_path: Path) -> None:
     """Beyond twenty, the rest of a table is one row."""
     place = open_ledger("memory")
     hour = int(MONDAY.timestamp())
-    place.add_rollups([Rollup(hour, f"agent=a{number}|model=m", {"calls": 1, "cost": 5}) for number in range(25)])
+    place.add_rollups(
+        uuid4().hex, [Rollup(hour, f"agent=a{number}|model=m", {"calls": 1, "cost": 5}) for number in range(25)]
+    )
     rows = tp.report("day", end=MONDAY.date(), ledger=place).tables["agents"].rows
     assert (21, "5 more", 5) == (len(rows), rows[-1].name, rows[-1].values["calls"])
 

@@ -60,7 +60,7 @@ def call(draw: some.DrawFn) -> tuple[CellKey, Callable[[Cell], None]]:
         cell.input_tokens += given
         cell.latency.add(milliseconds)
         calls.spend(usd, whole=True)
-        calls.time(int(milliseconds * 1e6), 5, given)
+        calls.time(milliseconds / 1e3, 5, given)
         calls.run(usd, won=won)
         if not won:
             calls.fail(problem)

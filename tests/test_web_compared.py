@@ -65,6 +65,9 @@ def test_models(shown: tuple[Captured, Server], api: httpx.Client, client: opena
     ]
     assert [] == api.get("/models", params={"agent": "nobody"}).json()["models"]
     assert 422 == api.get("/models", params={"window": "yesterday"}).status_code
+    told = api.get("/models", params={"reprice": "gpt-4o, gpt-4.1-nano"}).json()["models"]
+    assert [["gpt-4o", "gpt-4.1-nano"]] * 2 == [list(each["repriced"]) for each in told]
+    assert 422 == api.get("/models", params={"reprice": "no-such-model"}).status_code
 
 
 # --- experiments --------------------------------------------------------------------------------

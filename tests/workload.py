@@ -59,6 +59,7 @@ class Workload:
                     client.chat.completions.create(model=model, messages=[{"role": "user", "content": "misuse"}])
             with suppress(tp.BudgetExceededError):
                 client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "too dear"}])
+        self.waste()
         metrics = self.handle.metrics
         for number in range(self.handle.settings.label_cap + 1):
             metrics.record_guardrail_block("PlannerAgent", f"guardrail-{number}", "input")
@@ -66,9 +67,16 @@ class Workload:
         _guard.swallow("test", ValueError("made up"))
         _guard.policy.reraise = before
 
+    def waste(self) -> None:
+        """Make one call that fails once the model has worked for it."""
+        with openai.OpenAI(api_key="none", base_url=self.url) as client:
+            client.responses.create(model="gpt-4o-mini", input="misuse")
+
     def answer(self, request: Received) -> Reply:
         """Answer as the example's model does, or as costly, unknown, broken or short."""
         model = request.payload["model"]
+        if request.endpoint == "/responses":
+            return Reply(failure="No.", usage=TokenUsage(10, 10))
         if model == "broken-model":
             return Reply.error(400, "No such thing.")
         if model == "short-model":

@@ -80,9 +80,10 @@ def golden_signals() -> list[Any]:
 
 
 def cost() -> list[Any]:
-    """Return what is spent, by agent and model."""
+    """Return what is spent, by agent and model, and how much of it for nothing."""
+    spent, wasted = total(semconv.M_LLM_COST), total(semconv.M_LLM_WASTED_COST)
     return [
-        number("Spent", "currencyUSD", total(semconv.M_LLM_COST), decimals=4,
+        number("Spent", "currencyUSD", spent, decimals=4,
                what="Spend whose price is known, in the range on the screen."),
         bars("Cost by agent", "currencyUSD", total(semconv.M_LLM_COST, by="agent"), "{{agent}}",
              what="Spend of each agent.", width=10),
@@ -92,6 +93,14 @@ def cost() -> list[Any]:
               query(f"3600 * {per_second(semconv.M_LLM_COST, by='agent')}", "{{agent}}"), what="USD an hour."),
         lines("Spending by model", "currencyUSD",
               query(f"3600 * {per_second(semconv.M_LLM_COST, by='model')}", "{{model}}"), what="USD an hour."),
+        number("Wasted share", "percent", share(wasted, spent),
+               what="Known spend on calls that failed, were cancelled or abandoned ÷ all known spend."),
+        bars("Wasted spend by agent", "currencyUSD", total(semconv.M_LLM_WASTED_COST, by="agent, outcome"),
+             "{{agent}} {{outcome}}", what="Known spend on calls that did not succeed, by agent and outcome."),
+        bars("Wasted tokens by agent", "short", total(semconv.M_LLM_WASTED_TOKENS, by="agent, outcome"),
+             "{{agent}} {{outcome}}", what="Tokens of these calls, input and output.", width=6),
+        bars("Retries by agent", "short", total(semconv.M_LLM_RETRIES, by="agent, model"), "{{agent}} {{model}}",
+             what="Requests that the client sent again, also where the call succeeded at last.", width=6),
     ]  # fmt: skip
 
 

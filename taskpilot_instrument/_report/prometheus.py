@@ -11,6 +11,7 @@ from taskpilot_instrument._growth import Growth, quoted
 from taskpilot_instrument._prometheus import Prometheus
 from taskpilot_instrument._report.figures import Counts, Figures
 from taskpilot_instrument._report.times import Stretch
+from taskpilot_instrument._waste import is_in_vain
 from taskpilot_instrument.semconv import NONE
 from taskpilot_instrument.settings import Settings
 
@@ -20,8 +21,7 @@ _PICO: Final = 10**12
 #: What no family tells.
 LACKS: Final = frozenset(
     {
-        hourly.CHECKED, hourly.CHECK_FAILED, hourly.PRICED, hourly.WASTED, hourly.WASTED_TOKENS, hourly.WASTED_CALLS,
-        hourly.WASTED_UNPRICED, hourly.WASTED_ATTEMPTS, hourly.RETRIES,
+        hourly.CHECKED, hourly.CHECK_FAILED, hourly.PRICED, hourly.WASTED_CALLS, hourly.WASTED_UNPRICED,
     }
 )  # fmt: skip
 _TOKENS: Final = {str(semconv.TokenKind.INPUT): hourly.INPUT, str(semconv.TokenKind.OUTPUT): hourly.OUTPUT}
@@ -59,7 +59,10 @@ def _take_blocks(figures: Figures, labels: Labels, count: float) -> None:
 
 
 def _take_calls(figures: Figures, labels: Labels, count: float) -> None:
-    counts = {hourly.CALLS: count, f"{hourly.OUTCOME}{labels.get(semconv.OUTCOME, NONE)}": count}
+    outcome = labels.get(semconv.OUTCOME, NONE)
+    counts = {hourly.CALLS: count, f"{hourly.OUTCOME}{outcome}": count}
+    if is_in_vain(outcome):
+        counts[hourly.WASTED_ATTEMPTS] = count
     error = labels.get("error_type", NONE)
     if error != NONE:
         counts[f"{hourly.ERROR}{hourly.plain(error)}"] = count
@@ -82,6 +85,18 @@ def _take_cost(figures: Figures, labels: Labels, dollars: float) -> None:
 
 def _take_unpriced(figures: Figures, labels: Labels, count: float) -> None:
     _call(figures, labels, {hourly.UNPRICED: count})
+
+
+def _take_retries(figures: Figures, labels: Labels, count: float) -> None:
+    _call(figures, labels, {hourly.RETRIES: count, hourly.WASTED_ATTEMPTS: count})
+
+
+def _take_wasted_tokens(figures: Figures, labels: Labels, count: float) -> None:
+    _call(figures, labels, {hourly.WASTED_TOKENS: count})
+
+
+def _take_wasted_cost(figures: Figures, labels: Labels, dollars: float) -> None:
+    _call(figures, labels, {hourly.WASTED: round(dollars * _PICO)})
 
 
 def _take_feedback(figures: Figures, labels: Labels, count: float) -> None:
@@ -110,6 +125,9 @@ _ASKED: Final = (
     _Asked(semconv.M_LLM_TOKENS, (semconv.AGENT, semconv.MODEL, semconv.L_KIND), _take_tokens),
     _Asked(semconv.M_LLM_COST, (semconv.AGENT, semconv.MODEL), _take_cost),
     _Asked(semconv.M_LLM_UNPRICED, (semconv.MODEL,), _take_unpriced),
+    _Asked(semconv.M_LLM_RETRIES, (semconv.AGENT, semconv.MODEL), _take_retries),
+    _Asked(semconv.M_LLM_WASTED_TOKENS, (semconv.AGENT, semconv.MODEL), _take_wasted_tokens),
+    _Asked(semconv.M_LLM_WASTED_COST, (semconv.AGENT, semconv.MODEL), _take_wasted_cost),
     _Asked(semconv.M_FEEDBACK, (semconv.L_VERDICT,), _take_feedback),
 )
 
@@ -126,7 +144,7 @@ class PrometheusSource:
     notes: tuple[str, ...] = (
         "What a process did after it was scraped for the last time is not in Prometheus, and what it did just before a "
         "period began may count in it: figures are exact to the scrape.",
-        "What was wasted, retried or checked is in no metric: a ledger tells it.",
+        "Which runs were checked, and the share of calls whose cost is known, is in no metric: a ledger tells it.",
     )
 
     def __init__(self, url: str) -> None:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._fleet import quantile
 from taskpilot_instrument._report.figures import Counts, Figures, named
-from taskpilot_instrument._waste import Waste
+from taskpilot_instrument._waste import Waste, WasteInMetrics
 from taskpilot_instrument.golden import GoldenSignals, of_sample
 from taskpilot_instrument.semconv import (
     DURATION_BUCKETS,
@@ -206,7 +206,7 @@ def facts_of(figures: Figures) -> Facts | None:
         incorrect=figures.incorrect,
         checked=count(runs, hourly.CHECKED),
         check_failed=count(runs, hourly.CHECK_FAILED),
-        wasted=None if hourly.WASTED in lacks else _waste(calls),
+        wasted=None if hourly.WASTED in lacks else _waste(calls, lacks),
         p95_bounds_ms=bounds,
     )
     return Facts(runs, calls, whole, of_sample(whole, None, None, None, None), lacks)
@@ -219,12 +219,12 @@ def value_of(definition: Definition, facts: Facts | None) -> Value:
     return definition.of(facts)
 
 
-def _waste(calls: Counts) -> Waste:
-    return Waste(
-        round(calls.get(hourly.WASTED_ATTEMPTS, 0)),
-        round(calls.get(hourly.RETRIES, 0)),
-        round(calls.get(hourly.WASTED_CALLS, 0)),
-        round(calls.get(hourly.WASTED_TOKENS, 0)),
-        to_usd(int(calls.get(hourly.WASTED, 0))),
-        round(calls.get(hourly.WASTED_UNPRICED, 0)),
+def _waste(calls: Counts, lacks: frozenset[str]) -> Waste | WasteInMetrics:
+    attempts, retries, tokens_ = (
+        round(calls.get(name, 0)) for name in (hourly.WASTED_ATTEMPTS, hourly.RETRIES, hourly.WASTED_TOKENS)
     )
+    spent = to_usd(int(calls.get(hourly.WASTED, 0)))
+    if hourly.WASTED_CALLS in lacks:
+        return WasteInMetrics(attempts, retries, tokens_, spent, None if calls.get(hourly.UNPRICED) else 0)
+    wasted, unpriced = (round(calls.get(name, 0)) for name in (hourly.WASTED_CALLS, hourly.WASTED_UNPRICED))
+    return Waste(attempts, retries, wasted, tokens_, spent, unpriced)

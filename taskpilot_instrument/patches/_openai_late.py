@@ -115,7 +115,7 @@ class Retrieval(Call):
         """Write the call whose result this is."""
         recorder = self.operation.recorder
         llm = llm_call(surface, {"model": asked}, self._server, streamed=False)
-        llm.billable = True
+        llm.billable = llm.is_fetched = True
         tally.seen()
         operation = self._operation(recorder, llm)
         outcome: Outcome | None = None

@@ -51,10 +51,10 @@ class Calls:
         self.problems: dict[str, int] | None = None
         self.limits: dict[str, int] | None = None
 
-    def time(self, nanoseconds: int | None, waited_ns: int | None, tokens: int) -> None:
-        """Note how long a call took, when the first chunk of a stream came, and how fast the output was made.
+    def time(self, seconds: float | None, waited_ns: int | None, tokens: int) -> None:
+        """Note when the first chunk of a stream came, and how fast the output was made.
 
-        :param nanoseconds: None where nobody timed the call.
+        :param seconds: that the output took; None where that is not known.
         :param waited_ns: from the request to the first chunk; None of what is no stream.
         :param tokens: of the output.
         """
@@ -62,8 +62,7 @@ class Calls:
             if self.first_chunk is None:
                 self.first_chunk = Sketch()
             self.first_chunk.add(waited_ns / 1e6)
-        if tokens and nanoseconds is not None:
-            seconds = (nanoseconds - (waited_ns or 0)) / 1e9
+        if seconds is not None:
             self.outputs += 1
             self.tokens += tokens
             self.tokens_squares += tokens * tokens

@@ -8,6 +8,7 @@ is left to the processes, and held for no longer than one statement runs.
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -210,21 +211,21 @@ class SqliteLedger:
     def put_runs(self, runs: Sequence[RunLink]) -> None:
         """Keep links of finished runs."""
         rows = [(run.request_id, run.trace_id, run.at_s, run_text(run)) for run in runs]
-        self._insert("INSERT INTO runs (request_id, trace_id, at_s, run) ", rows)
+        if rows:
+            into = "INSERT INTO runs (request_id, trace_id, at_s, run) "
+            self._ask_all([(into + sql.values(len(part), 4), list(chain.from_iterable(part))) for part in _parts(rows)])
 
     def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
         """Return the latest run with this id."""
         rows = self._ask(sql.RUN, (request_id, trace_id)).rows
         return run_from(rows[0][0]) if rows else None
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours, once."""
         rows = [(hour, key, name, figure) for hour, key, figures in rollups for name, figure in figures.items()]
-        self._insert(
-            "INSERT INTO rollups (hour, key, name, figure) ",
-            rows,
-            " ON CONFLICT (hour, key, name) DO UPDATE SET figure = figure + excluded.figure",
-        )
+        if rows:
+            adding = [(sql.adding(len(part)), [batch, *chain.from_iterable(part)]) for part in _parts(rows)]
+            self._ask_all([*adding, (sql.ADDED, [batch, max(rollup.hour for rollup in rollups)])])
 
     def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
         """Return the figures of every hour that begins in a stretch of time."""
@@ -237,17 +238,11 @@ class SqliteLedger:
             found.setdefault((hour, key), {})[name] = figure
         return tuple([Rollup(*place, figures) for place, figures in found.items()])
 
-    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "") -> None:
-        parts = [rows[start : start + _MOST_ROWS] for start in range(0, len(rows), _MOST_ROWS)]
-        if parts:
-            self._ask_all(
-                [
-                    (into + sql.values(len(part), len(part[0])) + otherwise, [value for row in part for value in row])
-                    for part in parts
-                ]
-            )
-
     def close(self) -> None:
         """Close the file; it is opened again where the ledger is used all the same."""
         with self._gate.turn():
             self._close()
+
+
+def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    return (rows[start : start + _MOST_ROWS] for start in range(0, len(rows), _MOST_ROWS))

@@ -1,7 +1,8 @@
 """The hot path: from a finished record to counters, histograms and the window it falls into.
 
 Children are bound once for each combination of labels, so a record costs one dictionary look-up. No lock of ours
-is held while prometheus_client runs, except for the spend, whose exact sum and counter must move together.
+is held while prometheus_client runs, except for money, whose exact sum and counter must move together, and for the
+rest of what a call has wasted.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,8 +11,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._pace import seconds_of_output
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
-from taskpilot_instrument._waste import Lost, lost_of, waste_of
+from taskpilot_instrument._waste import Lost, Waste, lost_of, waste_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._calls import Calls
@@ -168,18 +170,29 @@ class Recording:
                 cell.lose(outcome, _ONE)
             if lost is not None:
                 cell.wasted = cell.wasted.plus(lost)
+                self._count_waste(payer, outcome, lost)
             cell.unpriced += unpriced
             if cost is not None:
                 cell.priced += not unpriced
                 cell.cost = add(cell.cost, cost)
                 calls.spend(cost, whole=not unpriced)
-                (self._spends.get(payer) or self._bind_spend(payer)).add(cost)
+                (self._spends.get(payer) or self._bind_spend(semconv.M_LLM_COST, payer)).add(cost)
             cell.input_tokens += given
             cell.output_tokens += made
             calls.cached_tokens += cached
-            calls.time(nanoseconds, waited, made)
+            calls.time(None if nanoseconds is None else seconds_of_output(record), waited, made)
             if nanoseconds is not None:
                 cell.latency.add(nanoseconds / 1e6)
+
+    def _count_waste(self, payer: tuple[str, str], outcome: Outcome, lost: Waste) -> None:
+        """Count what a call wasted, in series that there are only where something was; the caller holds the lock."""
+        if lost.retries:
+            self.families.counter(semconv.M_LLM_RETRIES, *payer).inc(lost.retries)
+        if lost.tokens:
+            self.families.counter(semconv.M_LLM_WASTED_TOKENS, *payer, outcome).inc(lost.tokens)
+        if lost.usd:
+            spender = (*payer, outcome)
+            (self._spends.get(spender) or self._bind_spend(semconv.M_LLM_WASTED_COST, spender)).add(lost.usd)
 
     # --- what is told beside operations ---------------------------------------------------------
 
@@ -356,11 +369,14 @@ class Recording:
         )
         return _keep(self._calls, key, call, *zip(key, labels, strict=True))
 
-    def _bind_spend(self, payer: tuple[str, str]) -> Spend:
-        """Return the spend of a payer; made with the first known cost, so that an unpriced model has no cost of 0."""
-        labels = self.families.resolve(semconv.M_LLM_COST, *payer)
+    def _bind_spend(self, family: str, payer: tuple[str, ...]) -> Spend:
+        """Return the spend of a payer; made with the first known cost, so that an unpriced model has no cost of 0.
+
+        :param payer: the labels of the family; by how many they are, those of several families are told apart.
+        """
+        labels = self.families.resolve(family, *payer)
         if labels not in self._spends:
-            self._spends[labels] = Spend(adder(self.families.counter(semconv.M_LLM_COST, *labels)))
+            self._spends[labels] = Spend(adder(self.families.counter(family, *labels)))
         return self._spends[labels]
 
 

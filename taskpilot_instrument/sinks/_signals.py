@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
-from taskpilot_instrument._waste import NO_WASTE, NOTHING_LOST, Lost, Waste
+from taskpilot_instrument._waste import NO_WASTE, NOTHING_LOST, Lost, Waste, WasteInMetrics
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
     G_P95_LATENCY_MS,
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
     checked: int | None = 0
     check_failed: int | None = 0
     #: What LLM calls that did not succeed came to, and attempts that were made again.
-    wasted: Waste | None = NO_WASTE
+    wasted: Waste | WasteInMetrics | None = NO_WASTE
     #: Between which milliseconds ``p95_ms`` lies, where it was read from the buckets of a histogram.
     p95_bounds_ms: tuple[float, float] | None = None
     #: Of the runs, what those that did not succeed came to, by how they ended.

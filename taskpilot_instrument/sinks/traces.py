@@ -20,6 +20,7 @@ from opentelemetry.trace import (
 
 from taskpilot_instrument import semconv as names
 from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._pace import tokens_per_second
 from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.context import experiments_of
 from taskpilot_instrument.redaction import capture_text, redactor
@@ -289,6 +290,9 @@ def _llm_result_tags(tags: dict[str, Any], record: Finished, call: LLMCall) -> N
     if record.time_to_first_chunk_ns is not None:
         tags[names.TIME_TO_FIRST_CHUNK_MS] = record.time_to_first_chunk_ns / 1e6
         tags[names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = record.time_to_first_chunk_ns / 1e9
+    pace = tokens_per_second(record)
+    if pace is not None:
+        tags[names.TOKENS_PER_SECOND] = pace
     if call.retries:
         tags[names.HTTP_RESEND_COUNT] = call.retries
     if call.provider_request_id is not None:

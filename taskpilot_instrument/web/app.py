@@ -123,7 +123,7 @@ class _Faces:
 
     async def models(self, request: Request) -> Response:
         """Answer with how the models stand beside each other."""
-        asked = _query(request, "window", "agent")
+        asked = _query(request, "window", "agent", "reprice")
         return JSONResponse(state.clean(await run_in_threadpool(lambda: state.models(self._handle, **asked))))
 
     async def experiments(self, _request: Request) -> Response:

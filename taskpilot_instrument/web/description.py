@@ -88,6 +88,7 @@ DESCRIPTION: Final[dict[str, Any]] = {
             "How the models stand beside each other: success, speed, cost and correctness, with 95 % intervals",
             _WINDOW,
             _query("agent", "only this agent's calls and runs"),
+            _query("reprice", "models at whose prices the same tokens are told, too, such as gpt-4.1-mini,gpt-4o"),
         ),
         "/experiments": _get("The names of the experiments"),
         "/experiments/{name}": _get(

@@ -65,7 +65,7 @@ function basis(state, count) {
   const found = state.signals, { seconds, width_s } = state.series;
   const lost = [["failed", found.failed], ["blocked", found.blocked]].filter(([, each]) => each?.runs)
     .map(([how, each]) => `${atLeast(each.cost_usd, each.unpriced)} in ${how} runs`);
-  const wasted = found.wasted_cost_usd === null ? [] : [`${atLeast(found.wasted_cost_usd, found.wasted_unpriced_calls)} on model calls that did not succeed`];
+  const wasted = found.wasted_cost_usd === null ? [] : [`${atLeast(found.wasted_cost_usd, found.wasted_unpriced_calls !== 0)} on model calls that did not succeed`];
   const how = found.failed === null ? "" : endings(found.failed.runs, found.blocked.runs);
   return [
     `${many(found.runs, "run")}: ${number(found.successes)} successful${how ? `, ${how}` : ""}; ` +

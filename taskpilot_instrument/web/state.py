@@ -95,12 +95,16 @@ def health(handle: Instrumentation) -> list[str]:
     ]
 
 
-def models(handle: Instrumentation, window: str | None = None, agent: str | None = None) -> dict[str, Any]:
+def models(
+    handle: Instrumentation, window: str | None = None, agent: str | None = None, reprice: str = ""
+) -> dict[str, Any]:
     """Return how the models stand beside each other.
 
-    :raises ConfigurationError: for a window that cannot be read.
+    :param reprice: models at whose prices the traffic is to be told, too, with commas between them.
+    :raises ConfigurationError: for a window that cannot be read, or a model without a price.
     """
-    return handle.compare_models(window=window, agent=agent).as_dict()
+    others = [name.strip() for name in reprice.split(",") if name.strip()]
+    return handle.compare_models(window=window, agent=agent, reprice=others).as_dict()
 
 
 def experiments(handle: Instrumentation) -> list[dict[str, Any]]:
