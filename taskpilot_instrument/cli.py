@@ -9,7 +9,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, Final
 
-from taskpilot_instrument import _report_command
+from taskpilot_instrument._report import command as report_command
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import TaskpilotError
 from taskpilot_instrument.semconv import RUN_OUTCOMES
@@ -44,7 +44,7 @@ _PLACES: Final = {
     "check": "_check",
     "experiments": "_compared",
     "models": "_compared",
-    "report": "_report_command",
+    "report": "_report.command",
     "runs": "_runs_command",
     "signals": "_signals_command",
 }
@@ -160,7 +160,7 @@ def _parser() -> ArgumentParser:
     experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")
     experiments.add_argument("--window", help="how far back, such as 1h; figures of a window are not judged")
 
-    _report_command.add_report(commands)
+    report_command.add_report(commands)
 
     prices = _command(commands, "prices", "show what a model costs", bad="its price is not known")
     prices.add_argument("model", help="such as gpt-4o-mini")

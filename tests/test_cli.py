@@ -43,7 +43,9 @@ def test_signals(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[s
     assert 0 == main(["signals", "--url", url, "--fail-on", "warning"])
     fail_once()
     assert 0 == main(["signals", "--url", url])
-    assert re.search(r"success rate +50.00 % +critical +1 of 2 runs", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"success rate +50.00 % +critical +1 of 2 runs", printed)
+    assert re.search(r"user correctness +– +no threshold", printed)
     assert 0 == main(["signals", "--url", url, "--format", "json", "--window", "15m"])
     assert 2 == json.loads(capsys.readouterr().out)["runs"]
     assert [1, 1] == [main(["signals", "--url", url, "--fail-on", each]) for each in ("critical", "warning")]

@@ -10,7 +10,7 @@ from backends import Prometheus, prometheus, run
 from reported import Program, program
 
 import taskpilot_instrument as tp
-from taskpilot_instrument._report import Report
+from taskpilot_instrument._report.report import Report
 from taskpilot_instrument.errors import SourceError
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)

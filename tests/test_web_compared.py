@@ -134,6 +134,7 @@ def test_agents(shown: tuple[Captured, Server], api: httpx.Client, client: opena
     assert ("PlannerAgent", 2, 0, 2, 1) == tuple(
         planner[key] for key in ("agent", "runs", "failed", "calls", "violations")
     )
+    assert {"runs": 1, "cost_usd": 0.0, "unpriced": 0} == api.get("/signals").json()["failed"]
     assert 2 * outside["cost_usd"] == pytest.approx(planner["cost_usd"])
     assert ("none", 0, 1) == (outside["agent"], outside["runs"], outside["calls"])
 

@@ -13,7 +13,7 @@ from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import Operation, current
 from taskpilot_instrument._pace import seconds_of_output
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
-from taskpilot_instrument._waste import Waste, waste_of
+from taskpilot_instrument._waste import Lost, Waste, lost_of, waste_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._calls import Calls
@@ -35,6 +35,8 @@ _TOKEN_KINDS: Final = tuple(TokenKind)
 _POLICY_EVENTS: Final = frozenset({semconv.E_POLICY_DECIDED, semconv.E_TOOL_DENIED})
 #: Decisions of a policy that are no violation; it blocks where it could not judge.
 _HARMLESS: Final = frozenset({"allow", "fail", "block"})
+
+_ONE: Final = Lost(1)
 
 _Raw = tuple[str | None, ...]
 Entry = TypeVar("Entry")
@@ -116,6 +118,8 @@ class Recording:
                 cell.runs += 1
                 if outcome is Outcome.SUCCESS:
                     cell.successes += 1
+                else:
+                    cell.lose(outcome, lost_of(record))
                 if record.checked is Checked.YES:
                     cell.checked += 1
                 elif record.checked is Checked.FAILED:
@@ -163,6 +167,7 @@ class Recording:
                 cell.successes += 1
             else:
                 calls.fail(problem)
+                cell.lose(outcome, _ONE)
             if lost is not None:
                 cell.wasted = cell.wasted.plus(lost)
                 self._count_waste(payer, outcome, lost)

@@ -8,7 +8,7 @@ from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceE
 from taskpilot_instrument.golden import GoldenSignals, parse_window
 from taskpilot_instrument.runtime import Instrumentation
 from taskpilot_instrument.semconv import AGENT, MODEL, NONE, WORKFLOW, Outcome
-from taskpilot_instrument.web.breakdown import by_agent
+from taskpilot_instrument.web.breakdown import by_agent, by_workflow
 from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
 from taskpilot_instrument.web.shown import UNKNOWN, Shown
@@ -54,9 +54,10 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
     ]
 
 
-def agents(handle: Instrumentation, seconds: int | None) -> list[dict[str, Any]]:
-    """Return the figures of each agent, those with failures first."""
-    return by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000))
+def breakdowns(handle: Instrumentation, seconds: int | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of each workflow and of each agent, those with failures first."""
+    buckets = handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000)
+    return {"workflows": by_workflow(buckets), "agents": by_agent(buckets)}
 
 
 def health(handle: Instrumentation) -> list[str]:
@@ -123,7 +124,7 @@ def snapshot(
         "runs": runs[:_SHOWN_RUNS],
         "older_failures": failed[:_SHOWN_FAILURES],
         "events": ring.events(_SHOWN_EVENTS),
-        "agents": paced.get("agents", window, lambda: agents(handle, seconds)),
+        **paced.get("breakdowns", window, lambda: breakdowns(handle, seconds)),
         "models": paced.get("models", window, lambda: models(handle, window)),
         "experiments": paced.get("experiments", None, lambda: experiments(handle)),
         "budgets": standing,

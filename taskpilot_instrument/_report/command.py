@@ -53,9 +53,9 @@ def report(options: Namespace) -> int:
 
     :raises TaskpilotError: where it cannot be made.
     """
-    from taskpilot_instrument import _reporting
+    from taskpilot_instrument._report import entry
 
-    made = _reporting.report(
+    made = entry.report(
         options.period, end=_resolved(options.end, options.timezone), timezone=options.timezone,
         ledger=options.ledger, prometheus=options.prometheus,
     )  # fmt: skip
@@ -82,6 +82,6 @@ def _day(text: str) -> date | str:
 def _resolved(day: date | str | None, timezone: str) -> date | None:
     if not isinstance(day, str):
         return day
-    from taskpilot_instrument._report import today
+    from taskpilot_instrument._report.report import today
 
     return today(timezone) - timedelta(days=day == "yesterday")
