@@ -31,6 +31,12 @@ def usd(usage: TokenUsage, model: str, tier: str | None = None) -> Decimal | Non
     return None if price is None else price.usd
 
 
+def dollars(terms: str) -> Decimal:
+    """Return what counts times rates, USD for a million, come to."""
+    pairs = [each.split("*") for each in terms.split(" + ")]
+    return sum((Decimal(count) * Decimal(rate) for count, rate in pairs), Decimal(0)) / 1_000_000
+
+
 # --- tiers and names ----------------------------------------------------------------------------
 
 
@@ -88,6 +94,36 @@ def test_reasoning_costs_what_output_costs() -> None:
     assert usd(TokenUsage(10, 500), "gpt-5") == usd(TokenUsage(10, 500, reasoning_tokens=400), "gpt-5") is not None
 
 
+# --- the cache ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (TokenUsage(1000, 0, 0, 1000, long_write_tokens=400), "600*3.75 + 400*6"),
+        (TokenUsage(1000, 0, 0, 1000, long_write_tokens=1001), None),
+    ],
+)
+def test_what_is_kept_longer_in_the_cache_costs_more(given: TokenUsage, expected: str | None) -> None:
+    """Writes for an hour have a rate of their own; more of them than writes at all mean something unknown."""
+    price = book().price(given, "claude-sonnet-4-0", provider="anthropic")
+    assert (None if expected is None else dollars(expected)) == (None if price is None else price.usd)
+
+
+def test_longer_writes_without_a_rate_are_unknown() -> None:
+    """OpenAI takes more for twelve hours, and the table does not say how much."""
+    assert Decimal("0.0025") == usd(TokenUsage(1000, 0, 0, 1000), "gpt-5.6-terra")
+    assert usd(TokenUsage(1000, 0, 0, 1000, long_write_tokens=1), "gpt-5.6-terra") is None
+
+
+def test_writes_cost_what_the_user_says_however_long_they_are_kept() -> None:
+    """The user's own table has one rate for them."""
+    for more, expected in (({}, "1000*2"), ({"cache_write": 3}, "1000*3")):
+        prices = PriceBook({"mine": {"input": 2, "output": 8, **more}})
+        price = prices.price(TokenUsage(1000, 0, 0, 1000, long_write_tokens=400), "mine")
+        assert (dollars(expected), "user") == price
+
+
 # --- usage that a price does not cover ----------------------------------------------------------
 
 AUDIO: dict[str, Any] = {
@@ -114,9 +150,24 @@ AUDIO: dict[str, Any] = {
 def test_cached_sound_and_pictures_have_rates_of_their_own(cached: dict[str, int], expected: str | None) -> None:
     """What is cached of a realtime session is priced by kind where the provider tells the kind, and else unknown."""
     usage = TokenUsage(162, 0, 64, input_audio_tokens=20, input_image_tokens=10, **cached)
-    terms = [each.split("*") for each in (expected or "0*0").split(" + ")]
-    cost = sum(Decimal(count) * Decimal(rate) for count, rate in terms) / 1_000_000
-    assert (None if expected is None else cost) == usd(usage, "gpt-realtime")
+    assert (None if expected is None else dollars(expected)) == usd(usage, "gpt-realtime")
+
+
+@pytest.mark.parametrize(
+    ("model", "usage"),
+    [
+        ("gpt-audio", TokenUsage(100, 0, 40, input_audio_tokens=60, cached_audio_tokens=10)),
+        ("gpt-4o", TokenUsage(100, 0, 40, input_image_tokens=60, cached_image_tokens=10)),
+    ],
+)
+def test_cached_sound_and_pictures_without_a_rate_are_unknown(model: str, usage: TokenUsage) -> None:
+    """They cost neither what other cached tokens do, nor what they cost uncached."""
+    assert usd(usage, model) is None
+
+
+def test_pictures_that_cost_what_text_costs_may_be_cached_untold() -> None:
+    """Which of the cached tokens were text plays no part where all kinds cost the same."""
+    assert dollars("40*2.5 + 60*1.25") == usd(TokenUsage(100, 0, 60, input_image_tokens=90), "gpt-4o")
 
 
 @pytest.mark.openai

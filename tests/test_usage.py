@@ -119,6 +119,29 @@ SHAPES = [
         id="the same through a gateway that added it up",
     ),
     pytest.param(
+        {
+            "input_tokens": 3,
+            "cache_creation_input_tokens": 40,
+            "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 30},
+            "output_tokens": 9,
+        },
+        TokenUsage(43, 9, cache_write_tokens=40, long_write_tokens=30),
+        id="writes that are kept for an hour",
+    ),
+    pytest.param(
+        {
+            "input_tokens": 75,
+            "input_tokens_details": {
+                "cached_tokens": 0,
+                "cache_write_tokens": 50,
+                "cache_write_tokens_details": {"ttl_12h_tokens": 20, "ttl_30m_tokens": 30},
+            },
+            "output_tokens": 60,
+        },
+        TokenUsage(75, 60, cache_write_tokens=50, long_write_tokens=20),
+        id="writes that are kept for twelve hours",
+    ),
+    pytest.param(
         {"input_tokens": 143, "input_tokens_details": {"cached_tokens": 100}, "cache_read_input_tokens": 100},
         TokenUsage(143, None, 100),
         id="details win over the keys beside them",
@@ -130,8 +153,26 @@ SHAPES = [
             "total_tokens": 95,
             "completion_tokens_details": {"reasoning_tokens": 80},
         },
-        TokenUsage(10, 5, reasoning_tokens=80, extra_output_tokens=80),
+        TokenUsage(10, 85, reasoning_tokens=80),
         id="reasoning counted beside the output",
+    ),
+    pytest.param(
+        {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 105},
+        TokenUsage(9, 96),
+        id="thoughts that only the total tells of",
+    ),
+    pytest.param(
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 85,
+            "total_tokens": 95,
+            "completion_tokens_details": {"reasoning_tokens": 80},
+        },
+        TokenUsage(10, 85, reasoning_tokens=80),
+        id="reasoning counted within the output",
+    ),
+    pytest.param(
+        {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 3}, TokenUsage(10, 5), id="a total that is wrong"
     ),
     pytest.param(
         {"prompt_tokens": 57, "completion_tokens": 17, "cost": 7.2e-05, "is_byok": False},
