@@ -57,6 +57,42 @@ def test_each_tier_at_its_rate(tier: str | None, expected: str) -> None:
     assert [Decimal(each) for each in expected.split()] == [usd(usage, "gpt-5", tier) for usage in usages]
 
 
+@pytest.mark.parametrize(
+    ("model", "tier", "share"),
+    [
+        ("gpt-5.4", None, "1.1"),
+        ("gpt-5.4-mini-2026-03-17", "flex", "1.1"),
+        ("gpt-5.6-terra", "batch", "1.1"),
+        ("gpt-6-luna", None, "1.1"),
+        ("gpt-realtime-2", None, "1.1"),
+        ("gpt-5", None, "1"),
+        ("gpt-5-mini-2025-08-07", "batch", "1"),
+        ("gpt-5.3-codex", "priority", "1"),
+        ("gpt-4o-mini", None, "1"),
+        ("gpt-realtime", None, "1"),
+        ("o4-mini", "flex", "1"),
+        ("text-embedding-3-small", None, "1"),
+        ("ft:gpt-4o-2024-08-06:org::id", None, "1"),
+    ],
+)
+def test_data_that_stays_in_a_region_costs_more_with_newer_models(model: str, tier: str | None, share: str) -> None:
+    """OpenAI's hosts of a region take a tenth more for models from March 2026 on, and no more for older ones."""
+    usage = TokenUsage(1000, None if "embedding" in model else 1000)
+    prices = [
+        book().price(usage, model, provider="openai", base_url=f"https://{host}/v1/", service_tier=tier)
+        for host in ("api.openai.com", "eu.api.openai.com", "us.api.openai.com")
+    ]
+    found = [None if price is None else price.usd for price in prices]
+    assert found[0] is not None
+    assert [found[0] * Decimal(share)] * 2 == found[1:]
+
+
+def test_a_host_of_a_region_has_models_of_openais_only() -> None:
+    """It is no gateway, whose models may be anybody's."""
+    host = "https://eu.api.openai.com/v1/"
+    assert book().price(TokenUsage(1, 1), "claude-sonnet-4-0", provider="openai", base_url=host) is None
+
+
 def test_a_tier_that_nobody_lists_is_unknown() -> None:
     """The standard price would be wrong."""
     assert usd(TokenUsage(1, 1), "gpt-5", "ultrafast") is None

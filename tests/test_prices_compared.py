@@ -202,6 +202,25 @@ def test_writes_for_twelve_hours_are_unknown_while_only_they_have_a_rate(theirs:
     assert {2} == {each[long] / each[short] for each in own.values()}
 
 
+def test_what_costs_more_in_a_region_there_does_so_here(theirs: dict[str, Any]) -> None:
+    """They list a factor for each model; here older models are told from newer ones by their names."""
+    book, usage, key = (
+        PriceBook({}, now=lambda: _NOW),
+        TokenUsage(_SHORT, 0),
+        "regional_processing_uplift_multiplier_eu",
+    )
+    own = {name: each for name, each in theirs.items() if isinstance(each, dict) and key in each}
+    found = {}
+    for name in own:
+        world, region = (
+            book.price(usage, name, base_url=f"https://{host}/v1/") for host in ("api.openai.com", "eu.api.openai.com")
+        )
+        if world is not None and region is not None:
+            found[name] = region.usd / world.usd
+    assert {name: Decimal(own[name][key]) for name in found} == found
+    assert 20 < len(found)
+
+
 def test_no_model_is_listed_twice() -> None:
     """A reason stands for each model once, so that none hides another."""
     models = [model for models in UNKNOWN.values() for model in models]
