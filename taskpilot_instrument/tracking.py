@@ -1,6 +1,5 @@
 """Record an LLM call that no patch can see: another provider's client, a gateway, an agent framework's result."""
 
-from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry.trace import INVALID_SPAN
@@ -17,7 +16,7 @@ from taskpilot_instrument.patches._openai_response import read_response
 from taskpilot_instrument.pricing import BOOK
 from taskpilot_instrument.semconv import COST_UNKNOWN, OPERATION_CHAT, Kind, Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import usage_from_details
 
 
 def track_llm_metrics(
@@ -102,11 +101,7 @@ def _read(response: Any, model: str | None, provider: str) -> LLMCall:
     call = LLMCall(OPERATION_CHAT, model, provider=provider)
     call.billable = True
     read_response(call, response)
-    details = getattr(response, "usage_details", None)
-    if call.usage is None and details is not None:
-        details = details if not isinstance(details, dict) else SimpleNamespace(**details)
-        call.usage = TokenUsage(
-            getattr(details, "input_token_count", None), getattr(details, "output_token_count", None)
-        )
+    if call.usage is None:
+        call.usage = usage_from_details(getattr(response, "usage_details", None))
     call.model = model or call.response_model
     return call

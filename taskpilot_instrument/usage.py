@@ -69,6 +69,8 @@ class Fields(Protocol):
 
 
 _NO_PYDANTIC: Final = object()
+#: Beside these keys, agent-framework's client of Anthropic leaves out of the input what the cache had part in.
+_LEFT_OUT: Final = ("anthropic.cache_read_input_tokens", "anthropic.cache_creation_input_tokens")
 
 
 def read_usage(response: object) -> TokenUsage | None:
@@ -137,6 +139,25 @@ def usage_from(usage: object) -> TokenUsage | None:
             image_cached, text_cached, written_long,
         )
     )  # fmt: skip
+
+
+def usage_from_details(details: object) -> TokenUsage | None:
+    """Read the ``usage_details`` of Microsoft's agent-framework.
+
+    :return: None where neither input nor output tokens are known.
+    """
+    if not details:
+        return None
+    fields = fields_of(details)
+    given, made = _count(fields.get("input_token_count")), _count(fields.get("output_token_count"))
+    if given is None and made is None:
+        return None
+    cached = _detail(fields.get("cache_read_input_token_count"))
+    written = _detail(fields.get("cache_creation_input_token_count"))
+    if given is not None and any(fields.get(key) is not None for key in _LEFT_OUT):
+        given += cached + written
+    reasoning = _detail(fields.get("reasoning_output_token_count"))
+    return TokenUsage(given, made, cached, written, reasoning)
 
 
 def seconds_of(usage: object) -> Decimal | None:

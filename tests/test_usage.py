@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskpilot_instrument.usage import TokenUsage, read_usage, usage_from
+from taskpilot_instrument.usage import TokenUsage, read_usage, usage_from, usage_from_details
 
 CHAT = {
     "prompt_tokens": 1200,
@@ -338,3 +338,45 @@ def test_counts_are_reported_as_they_were_sent(
     )
 
     assert TokenUsage(given_, made, cached, reasoning_tokens=reasoning) == usage
+
+
+# --- an agent framework's -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (
+            {
+                "input_token_count": 150,
+                "output_token_count": 50,
+                "cache_read_input_token_count": 100,
+                "cache_creation_input_token_count": 20,
+                "reasoning_output_token_count": 30,
+            },
+            TokenUsage(150, 50, 100, 20, 30),
+        ),
+        (
+            {
+                "input_token_count": 30,
+                "output_token_count": 50,
+                "anthropic.cache_read_input_tokens": 100,
+                "cache_read_input_token_count": 100,
+                "anthropic.cache_creation_input_tokens": 20,
+                "cache_creation_input_token_count": 20,
+            },
+            TokenUsage(150, 50, 100, 20),
+        ),
+        ({"input_token_count": 150, "output_token_count": None}, TokenUsage(150, None)),
+        ({"input_token_count": 0, "output_token_count": 0}, TokenUsage(0, 0)),
+        ({"input_token_count": -1, "output_token_count": True}, None),
+        ({"input_token_count": "150", "output_token_count": 1.5}, None),
+        ({"total_token_count": 200}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_an_agent_frameworks_usage_is_read(details: dict[str, Any] | None, expected: TokenUsage | None) -> None:
+    """As mapping or object; what is no count is unknown, and Anthropic's input is completed by what was cached."""
+    assert expected == usage_from_details(details)
+    assert expected == usage_from_details(None if details is None else SimpleNamespace(**details))
