@@ -1,6 +1,6 @@
 """Record an LLM call that no patch can see: another provider's client, a gateway, an agent framework's result."""
 
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.trace import INVALID_SPAN
 
@@ -16,7 +16,11 @@ from taskpilot_instrument.patches._openai_response import read_response
 from taskpilot_instrument.pricing import BOOK
 from taskpilot_instrument.semconv import COST_UNKNOWN, OPERATION_CHAT, Kind, Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
-from taskpilot_instrument.usage import usage_from_details
+from taskpilot_instrument.usage import WEB_SEARCHES, Beside, Fields, fields_of, usage_from_details
+
+#: Where Anthropic says that a call has a price of its own, and how it says that it has none.
+_TIERS: Final = ("service_tier", "speed", "inference_geo")
+_USUAL: Final = frozenset({"standard", "global", "not_available", ""})
 
 
 def track_llm_metrics(
@@ -103,5 +107,19 @@ def _read(response: Any, model: str | None, provider: str) -> LLMCall:
     read_response(call, response)
     if call.usage is None:
         call.usage = usage_from_details(getattr(response, "usage_details", None))
+    else:
+        _read_beside(call, fields_of(response.usage))
     call.model = model or call.response_model
     return call
+
+
+def _read_beside(call: LLMCall, usage: Fields) -> None:
+    """Read what Anthropic tells beside the tokens: searches, and what else the price depends on."""
+    tool_use = usage.get("server_tool_use")
+    searches = None if tool_use is None else fields_of(tool_use).get("web_search_requests")
+    if call.beside is None and type(searches) is int and searches > 0:
+        call.beside = Beside({WEB_SEARCHES: searches})
+    for name in _TIERS:
+        tier = usage.get(name)
+        if call.service_tier is None and isinstance(tier, str) and tier not in _USUAL:
+            call.service_tier = tier
