@@ -1,5 +1,7 @@
 """Usage is read from every shape that OpenAI and its look-alikes send, and nothing else is made of it."""
 
+import math
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskpilot_instrument.usage import TokenUsage, read_usage, usage_from, usage_from_details
+from taskpilot_instrument.usage import TokenUsage, read_usage, seconds_of, usage_from, usage_from_details
 
 CHAT = {
     "prompt_tokens": 1200,
@@ -181,6 +183,7 @@ SHAPES = [
     ),
     pytest.param({"prompt_tokens": 0, "completion_tokens": 0}, TokenUsage(0, 0), id="zero is known"),
     pytest.param({"completion_tokens": 3}, TokenUsage(None, 3), id="output alone"),
+    pytest.param({"completion_tokens": 3, "total_tokens": 9}, TokenUsage(None, 3), id="output and a total"),
     pytest.param({"prompt_tokens": None, "input_tokens": 4}, TokenUsage(4, None), id="null beside a count"),
 ]
 
@@ -338,6 +341,25 @@ def test_counts_are_reported_as_they_were_sent(
     )
 
     assert TokenUsage(given_, made, cached, reasoning_tokens=reasoning) == usage
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (6.25, "6.25"),
+        (7, "7"),
+        (0, "0"),
+        (-1, None),
+        (True, None),
+        ("7", None),
+        (None, None),
+        (math.inf, None),
+        (math.nan, None),
+    ],
+)
+def test_seconds_are_a_number_that_is_not_negative(seconds: object, expected: str | None) -> None:
+    """Usage by duration tells how long the sound was, exactly as it was written."""
+    assert (None if expected is None else Decimal(expected)) == seconds_of({"type": "duration", "seconds": seconds})
 
 
 # --- an agent framework's -----------------------------------------------------------------------
