@@ -125,6 +125,35 @@ def test_what_the_table_does_not_say_of_fine_tuned_models_is_unknown() -> None:
     assert usd(TokenUsage(1_000_000, 0), tuned, "batch") is None
 
 
+@pytest.mark.parametrize(
+    "name", ["ft:gpt-4-0613:org::id", "ft:o4-mini-2025-04-16:org::id", "ft:gpt-4.1-2025-04-14:claude-opus-4-1::id"]
+)
+@pytest.mark.parametrize("provider", [None, "openai", "azure"])
+def test_a_fine_tuned_model_has_no_price_of_another(name: str, provider: str | None) -> None:
+    """Neither that of the model beneath it, nor of one that its owner's name brings to mind."""
+    assert book().price(TokenUsage(1000, 1000), name, provider=provider) is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "tier", "share"),
+    [
+        ("azure", "gpt-5", "batch", "0.5"),
+        ("azure", "gpt-5", "priority", None),
+        ("azure", "gpt-5", "flex", None),
+        ("anthropic", "claude-sonnet-5", "batch", "0.5"),
+        ("anthropic", "claude-3-haiku", "batch", None),
+        ("x-ai", "grok-3", "batch", None),
+        ("google", "gemini-2.5-flash", "batch", "0.5"),
+    ],
+)
+def test_a_tier_is_priced_by_who_serves_it(provider: str, model: str, tier: str, share: str | None) -> None:
+    """Batches of OpenAI's models cost half, also at Azure; any other tier is unknown unless the provider lists it."""
+    usage = TokenUsage(1000, 1000)
+    usual, found = (book().price(usage, model, provider=provider, service_tier=each) for each in (None, tier))
+    assert usual is not None
+    assert (None if share is None else usual.usd * Decimal(share)) == (None if found is None else found.usd)
+
+
 def test_reasoning_costs_what_output_costs() -> None:
     """It is part of the output, and not billed beside it."""
     assert usd(TokenUsage(10, 500), "gpt-5") == usd(TokenUsage(10, 500, reasoning_tokens=400), "gpt-5") is not None
