@@ -58,6 +58,8 @@ _UNITS: Final = {
 _FEE_DIGITS: Final = Context(prec=40)
 #: These models of OpenAI's chat completions search before each answer, at a fee that the response does not tell.
 _SEARCHING: Final = "-search-"
+#: Perplexity's research model bills what it quotes, and the reasoning that it counts beside its output.
+_CITATIONS: Final = "output_citation"
 _TOKENS: Final = "_mtok"
 _REQUESTS: Final = "requests_kcount"
 
@@ -258,7 +260,7 @@ def _compiled(
         tiers=[(start, {key: _rate_above(value, start) * share for key, value in prices.items()}) for start in starts],
         per_thousand_requests=per_request,
         fees=fees,
-        is_partial=searches and search_fee is None,
+        is_partial=(searches and search_fee is None) or _CITATIONS in prices,
         # OpenAI takes less for them, and the table does not say how much.
         cache_is_unknown=_is_tuned(name) and CACHE_READ not in prices,
     )

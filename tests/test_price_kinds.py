@@ -12,7 +12,7 @@ from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.pricing import PriceBook
 from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.testing import capture
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import TokenUsage, usage_from
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 #: 2026-11-25, so that no price changes under the tests.
@@ -267,6 +267,14 @@ def test_what_has_no_rate_is_unknown_counted_and_said_once(caplog: pytest.LogCap
     said = [record.getMessage() for record in caplog.records if "does not cover" in record.getMessage()]
     assert 1 == len(said)
     assert "gpt-4o-2024-08-06" in said[0]
+
+
+def test_a_model_that_bills_what_it_quotes_costs_at_least_its_tokens() -> None:
+    """Perplexity's research counts quotes, reasoning and searches in words of its own, which are not read."""
+    usage = usage_from({"prompt_tokens": 33, "completion_tokens": 7163, "total_tokens": 7196, "citation_tokens": 20016})
+    assert usage is not None
+    found = book().price(usage, "sonar-deep-research", base_url="https://api.perplexity.ai")
+    assert (dollars("33*2 + 7163*8"), "partial") == found
 
 
 def test_a_model_is_warned_of_once_whatever_it_lacks(caplog: pytest.LogCaptureFixture) -> None:
