@@ -69,6 +69,7 @@ class Fields(Protocol):
 
 
 _NO_PYDANTIC: Final = object()
+_READ_BESIDE: Final = ("cache_read_input_tokens", "prompt_cache_hit_tokens", "cached_tokens")
 #: Beside these keys, agent-framework's client of Anthropic leaves out of the input what the cache had part in.
 _LEFT_OUT: Final = ("anthropic.cache_read_input_tokens", "anthropic.cache_creation_input_tokens")
 
@@ -203,13 +204,15 @@ def _output_details(fields: Fields) -> tuple[int, int, int]:
 
 
 def _cache_beside_details(fields: Fields) -> tuple[int, int, int]:
-    """Return cache reads, writes, long writes of hosts without details: Anthropic, gateways to it, older DeepSeek."""
+    """Return cache reads, writes and long writes where there are no details.
+
+    So do Anthropic and gateways to it, older DeepSeek, and OpenAI's evaluations and Moonshot.
+    """
     read = written = written_long = 0
     # Nearly always absent, too.
-    if value := fields.get("cache_read_input_tokens"):
-        read = _detail(value)
-    if not read and (value := fields.get("prompt_cache_hit_tokens")):
-        read = _detail(value)
+    for name in _READ_BESIDE:
+        if not read and (value := fields.get(name)):
+            read = _detail(value)
     if value := fields.get("cache_creation_input_tokens"):
         written = _detail(value)
         if value := fields.get("cache_creation"):

@@ -106,6 +106,11 @@ SHAPES = [
         id="cache hits beside the counts",
     ),
     pytest.param(
+        {"prompt_tokens": 30, "completion_tokens": 1, "total_tokens": 31, "cached_tokens": 20},
+        TokenUsage(30, 1, 20),
+        id="cached tokens beside the counts",
+    ),
+    pytest.param(
         {"input_tokens": 3, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 40, "output_tokens": 9},
         TokenUsage(143, 9, 100, 40),
         id="input that excludes the cache",
