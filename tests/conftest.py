@@ -27,9 +27,9 @@ hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
-def captured() -> Iterator[Captured]:
-    """Instrumentation that records in memory and raises its own errors."""
-    with capture() as everything:
+def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
+    """Instrumentation that records in memory and raises its own errors; a module's ``CAPTURE`` holds its settings."""
+    with capture(**getattr(request.module, "CAPTURE", {})) as everything:
         yield everything
 
 
