@@ -27,7 +27,7 @@ _COMMAND: Final = "taskpilot-instrument"
 _EXAMPLE: Final = "taskpilot_workflow.py"
 #: Spans and log lines beyond these are forgotten, oldest first: a run of the demo has about ten of each.
 _KEEP: Final = 2_000
-USAGE_ERROR: Final = 2
+_USAGE_ERROR: Final = 2
 
 _NO_OPENAI: Final = """\
 The demo calls the model through the openai client, which is not installed. Install it with
@@ -62,7 +62,7 @@ def demo(runs: int, *, embedded: bool = False, serve_port: int | None = None) ->
     """
     if importlib.util.find_spec("openai") is None:
         sys.stderr.write(_NO_OPENAI)
-        return USAGE_ERROR
+        return _USAGE_ERROR
     if serve_port is not None:
         from taskpilot_instrument._demo_page import demo_with_page
 

@@ -1,18 +1,16 @@
 """The demo that goes on and on, with the live page: users ask, one of two models answers each, budgets fill up."""
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from itertools import cycle
 from time import sleep
 from types import ModuleType
 from typing import Final
 
-from taskpilot_instrument._demo import USAGE_ERROR, load_example, work
+from taskpilot_instrument._demo import load_example, work
 from taskpilot_instrument._ending import end_on_signals
 from taskpilot_instrument._instrument import instrument
 from taskpilot_instrument.budgets import Budget
-from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.experiments import experiment
 
 _PAUSE_S: Final = 0.5
@@ -38,9 +36,6 @@ def demo_with_page(port: int) -> int:
         with instrument(logs="off", budgets=list(BUDGETS), ledger="memory") as observed, serve(port) as page:
             print(f"The page is at {page.url} (Ctrl+C stops it)", flush=True)
             asyncio.run(work(example, goals(example, _PAUSE_S), observed))
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
     except KeyboardInterrupt:
         print()
     return 0

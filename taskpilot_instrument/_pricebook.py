@@ -28,6 +28,14 @@ _BATCH_TIER: Final = "batch"
 #: Its price list has fine-tuned models apart, at other shares.
 _BATCH_SHARE: Final = Decimal("0.5")
 _OPENAIS: Final = frozenset({_OPENAI, _AZURE})
+#: "Data residency endpoints are charged a 10% uplift for models released on or after March 5, 2026": OpenAI's guide to
+#: data residency. Which models are older stands in no table, and changes no more.
+_REGIONAL: Final = re.compile(r"https://[a-z]{2}\.api\.openai\.com")
+_REGIONAL_SHARE: Final = Decimal("1.1")
+_OLDER: Final = re.compile(
+    r"(ft:)?(gpt-[34]|gpt-5(-|$|\.[0-3])|gpt-(audio|oss|image-1)|gpt-realtime(-1|(-mini)?(-20|$))|o\d|chatgpt-4o|codex-mini"
+    r"|computer-use|moderation|text-|tts-|whisper-|ada$|babbage|curie$|davinci)"
+)
 #: In the tables, the price list of an endpoint of OpenAI's that has its own.
 _DECISIONS: Final = "openai-decisions"
 _FREE: Final = ":free"
@@ -50,6 +58,8 @@ _UNITS: Final = {
 _FEE_DIGITS: Final = Context(prec=40)
 #: These models of OpenAI's chat completions search before each answer, at a fee that the response does not tell.
 _SEARCHING: Final = "-search-"
+#: Perplexity's research model bills what it quotes, and the reasoning that it counts beside its output.
+_CITATIONS: Final = "output_citation"
 _TOKENS: Final = "_mtok"
 _REQUESTS: Final = "requests_kcount"
 
@@ -81,17 +91,26 @@ def published_rates(lookup: Lookup, now: float) -> tuple[Rates | None, float]:
         until = (now // 60 + 1) * 60 if _may_change([*_conditional(model), *variants], moment) else _NEVER
         if not model.prices:
             return None, until
+        share = _share(lookup)
         if lookup.service_tier in _STANDARD_TIERS:
             price = model.get_prices(moment)
         elif any(each.constraint is None or each.constraint.active(moment) for each in variants):
             price = model.get_prices(moment, _tier(lookup.service_tier))
         elif lookup.service_tier == _BATCH_TIER and provider.id in _OPENAIS and not _is_tuned(model.id):
-            return _compiled(model.get_prices(moment), model.id, share=_BATCH_SHARE), until
+            return _compiled(model.get_prices(moment), model.id, share=share * _BATCH_SHARE), until
         else:
             return None, until
         beside = {OUTPUT: Decimal(0)} if provider.id == _DECISIONS else {}
-        return _compiled(price, model.id, unlisted=beside, searches=_searches(provider, lookup)), until
+        searches = _searches(provider, lookup)
+        return _compiled(price, model.id, share=share, unlisted=beside, searches=searches), until
     return None, _NEVER
+
+
+def _share(lookup: Lookup) -> Decimal:
+    """Return which share of the listed price the endpoint takes."""
+    is_regional = lookup.base_url is not None and _REGIONAL.match(lookup.base_url) is not None
+    is_older = _OLDER.match(lookup.response_model or lookup.model or "") is not None
+    return _REGIONAL_SHARE if is_regional and not is_older else Decimal(1)
 
 
 def _is_free(lookup: Lookup) -> bool:
@@ -167,6 +186,8 @@ def _providers(name: str, hosted: "Provider | None", lookup: Lookup) -> "Iterato
 def _provider_at(base_url: str | None) -> "Provider | None":
     if base_url is None:
         return None
+    if _REGIONAL.match(base_url) is not None:
+        return _provider_named(_OPENAI)
     return next((each for each in table() if re.match(each.api_pattern, base_url)), None)
 
 
@@ -239,7 +260,7 @@ def _compiled(
         tiers=[(start, {key: _rate_above(value, start) * share for key, value in prices.items()}) for start in starts],
         per_thousand_requests=per_request,
         fees=fees,
-        is_partial=searches and search_fee is None,
+        is_partial=(searches and search_fee is None) or _CITATIONS in prices,
         # OpenAI takes less for them, and the table does not say how much.
         cache_is_unknown=_is_tuned(name) and CACHE_READ not in prices,
     )

@@ -44,7 +44,7 @@ class Keywords:
         by_rule = _listed("words", words)
         self._words: list[tuple[str, str]] = []
         for rule, given in by_rule:
-            for word in (given,) if isinstance(given, str) else given:
+            for word in given if isinstance(given, Iterable) and not isinstance(given, str) else (given,):
                 wanted = folded(normalised(word)) if isinstance(word, str) else ""
                 if not wanted:
                     raise ConfigurationError(f"Keywords: words={word!r:.80}: expected words that are not empty")
@@ -112,9 +112,10 @@ class Patterns:
         self.name = name
         self._ruling = ruling(decision)
         self._most = whole("Patterns: max_length", max_length, 1)
-        if not isinstance(patterns, Mapping) and not isinstance(patterns, str):
-            patterns = {f"pattern_{number}": pattern for number, pattern in enumerate(patterns, 1)}
-        self._patterns = [(compiled("Patterns: patterns", each), rule) for rule, each in _listed("patterns", patterns)]
+        listed = _listed("patterns", patterns)
+        if not isinstance(patterns, Mapping):
+            listed = [(f"pattern_{number}", pattern) for number, (_, pattern) in enumerate(listed, 1)]
+        self._patterns = [(compiled("Patterns: patterns", each), rule) for rule, each in listed]
 
     def __call__(self, subject: Subject) -> Deny | Flag | None:
         """Judge the text of a subject."""
@@ -134,10 +135,11 @@ def _noun(subject: Subject) -> str:
 
 def _listed(what: str, given: Any) -> list[tuple[str, Any]]:
     """Return pairs of rule id and rule; in a bare list each is its own id."""
-    if isinstance(given, str) or not isinstance(given, Iterable) or not given:
+    listed: list[tuple[str, Any]] = []
+    if isinstance(given, Mapping):
+        listed = [(str(rule), each) for rule, each in given.items()]
+    elif isinstance(given, Iterable) and not isinstance(given, str):
+        listed = [(str(each), each) for each in given]
+    if not listed:
         raise ConfigurationError(f"{what}={given!r:.80}: expected a list of {what}, or {what} by the id of their rule")
-    return (
-        [(str(rule), each) for rule, each in given.items()]
-        if isinstance(given, Mapping)
-        else [(str(each), each) for each in given]
-    )
+    return listed

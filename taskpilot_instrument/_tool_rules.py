@@ -32,7 +32,7 @@ class ToolAllowList:
 
     def __init__(self, allowed: Mapping[str, Iterable[str]], *, name: str = "tool_allow_list") -> None:
         self.name = name
-        if not isinstance(allowed, Mapping) or any(isinstance(tools, str) for tools in allowed.values()):
+        if not isinstance(allowed, Mapping) or not all(map(_is_list, allowed.values())):
             raise ConfigurationError(
                 f'ToolAllowList: allowed={allowed!r:.80}: expected tools by agent, as in {{"PlannerAgent": ["add"]}}'
             )
@@ -46,6 +46,10 @@ class ToolAllowList:
         if subject.tool in tools or ANY in tools:
             return Allow(f"{subject.tool} is on the list of {who}", "tool_listed")
         return Deny(f"{subject.tool} is not on the list of {who}", "tool_not_listed")
+
+
+def _is_list(tools: object) -> bool:
+    return isinstance(tools, Iterable) and not isinstance(tools, str)
 
 
 class ArgumentRule:

@@ -22,6 +22,7 @@ INPUT: Final = "input"
 OUTPUT: Final = "output"
 CACHE_READ: Final = "cache_read"
 CACHE_WRITE: Final = "cache_write"
+LONG_WRITE: Final = "cache_write_1h"
 _INPUT_AUDIO: Final = "input_audio"
 _OUTPUT_AUDIO: Final = "output_audio"
 _CACHED_AUDIO: Final = "cache_audio_read"
@@ -36,13 +37,14 @@ class Rates:
 
     A cached, written, reasoning or image token without a rate of its own is an ordinary input or output
     token, as the price table and the providers have it. Audio without a rate has no known price: it
-    costs many times the text rate, also where the table leaves it out.
+    costs many times the text rate, also where the table leaves it out; so has a write to the cache that
+    is kept longer, where other writes have a rate.
     """
 
     __slots__ = (
         "_base", "_cache_is_unknown", "_cached_audio_rated", "_cached_image_rated", "_dearest", "_exponent",
-        "_input_audio_rated", "_output_audio_rated", "_output_rated", "_per_request", "_pico", "_tiers", "fees",
-        "is_partial",
+        "_input_audio_rated", "_long_write_rated", "_output_audio_rated", "_output_rated", "_per_request", "_pico",
+        "_tiers", "fees", "is_partial",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +83,7 @@ class Rates:
         self._output_audio_rated = _OUTPUT_AUDIO in rates
         self._cached_audio_rated = _CACHED_AUDIO in rates
         self._cached_image_rated = _CACHED_IMAGE in rates
+        self._long_write_rated = LONG_WRITE in rates or CACHE_WRITE not in rates
 
     def cost(self, usage: TokenUsage) -> Decimal | None:
         """Return what the usage costs in USD; None where a part of it is unknown or has no rate."""
@@ -122,13 +125,13 @@ class Rates:
         return -(-(most + self._per_request) * times // parts)
 
     def _covers(self, usage: TokenUsage, rates: TokenUsage) -> bool:
-        """Tell whether the rates say what audio, image and uncounted tokens cost."""
+        """Tell whether the rates say what audio, image and long-kept tokens cost."""
         if (
             (usage.input_audio_tokens and not self._input_audio_rated)
             or (usage.output_audio_tokens and not self._output_audio_rated)
             or (usage.cached_audio_tokens and not self._cached_audio_rated)
             or (usage.cached_image_tokens and not self._cached_image_rated)
-            or (usage.extra_output_tokens and not self._output_rated)
+            or (usage.long_write_tokens and not self._long_write_rated)
         ):
             return False
         return _is_consistent(usage) and not _is_ambiguous(usage, rates)
@@ -141,14 +144,14 @@ def _coefficients(rates: Mapping[str, Decimal], shift: int) -> TokenUsage:
     """
     whole = {key: _whole(rate, shift) for key, rate in rates.items()}
     given, made = whole[INPUT], whole.get(OUTPUT, 0)
-    cached = whole.get(CACHE_READ, given)
+    cached, written = whole.get(CACHE_READ, given), whole.get(CACHE_WRITE, given)
     audio = whole.get(_INPUT_AUDIO, given)
     image = whole.get("input_image", given)
     return TokenUsage(
         input_tokens=given,
         output_tokens=made,
         cached_tokens=cached - given,
-        cache_write_tokens=whole.get(CACHE_WRITE, given) - given,
+        cache_write_tokens=written - given,
         reasoning_tokens=whole.get("output_reasoning", made) - made,
         input_audio_tokens=audio - given,
         output_audio_tokens=whole.get(_OUTPUT_AUDIO, made) - made,
@@ -157,7 +160,7 @@ def _coefficients(rates: Mapping[str, Decimal], shift: int) -> TokenUsage:
         cached_image_tokens=whole.get(_CACHED_IMAGE, 0) - cached - image + given,
         input_image_tokens=image - given,
         output_image_tokens=whole.get("output_image", made) - made,
-        extra_output_tokens=made,
+        long_write_tokens=whole.get(LONG_WRITE, written) - written,
     )
 
 
@@ -165,7 +168,8 @@ def _dearest(rates: TokenUsage) -> tuple[int, int, int, int]:
     """Return what a token costs at most: of text in and out, and where sound and pictures are among them."""
     given = rates.input_tokens or 0
     made = rates.output_tokens or 0
-    text_in = given + max(0, rates.cached_tokens, rates.cache_write_tokens)
+    written = rates.cache_write_tokens + max(0, rates.long_write_tokens)
+    text_in = given + max(0, rates.cached_tokens, written)
     text_out = made + max(0, rates.reasoning_tokens)
     # No token is both a recording's and a picture's.
     heard = max(rates.input_audio_tokens, rates.input_audio_tokens + rates.cached_audio_tokens)
@@ -182,7 +186,7 @@ def _whole(rate: Decimal, shift: int) -> int:
 def _is_consistent(usage: TokenUsage) -> bool:
     """Tell whether no detail exceeds what it is part of; else the numbers mean something we do not know."""
     text = (usage.input_tokens or 0) - usage.input_audio_tokens - usage.input_image_tokens
-    made = (usage.output_tokens or 0) + usage.extra_output_tokens
+    made = usage.output_tokens or 0
     cached_audio, cached_image = usage.cached_audio_tokens, usage.cached_image_tokens
     cached_text = usage.cached_tokens + usage.cache_write_tokens - cached_audio - cached_image if _is_told(usage) else 0
     return (
@@ -192,6 +196,7 @@ def _is_consistent(usage: TokenUsage) -> bool:
         and cached_audio <= usage.input_audio_tokens
         and cached_image <= usage.input_image_tokens
         and cached_audio + cached_image + usage.cached_text_tokens <= usage.cached_tokens
+        and usage.long_write_tokens <= usage.cache_write_tokens
     )
 
 

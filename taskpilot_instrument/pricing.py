@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from taskpilot_instrument import _forks
 from taskpilot_instrument._money import add, multiply, total
 from taskpilot_instrument._pricebook import Lookup, published_rates, table
-from taskpilot_instrument._unit_prices import CACHE_READ, CACHE_WRITE, INPUT, OUTPUT, Rates
+from taskpilot_instrument._unit_prices import CACHE_READ, CACHE_WRITE, INPUT, LONG_WRITE, OUTPUT, Rates
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import COST_PARTIAL, OPERATION_IMAGE
 from taskpilot_instrument.usage import AUDIO_SECONDS, INPUT_CHARACTERS, Beside, TokenUsage
@@ -113,7 +113,10 @@ def _rates(model: object, prices: object) -> dict[str, Decimal]:
     for key in _REQUIRED:
         if key not in prices:
             raise ConfigurationError(f"{where}: {key!r} is missing; give USD per 1M tokens, 0 where it costs nothing")
-    return {_KEYS[key]: _rate(f"{where}[{key!r}]", value) for key, value in prices.items()}
+    rates = {_KEYS[key]: _rate(f"{where}[{key!r}]", value) for key, value in prices.items()}
+    if CACHE_WRITE in rates:
+        rates[LONG_WRITE] = rates[CACHE_WRITE]  # the user has one rate for all of them
+    return rates
 
 
 def _rate(where: str, value: object) -> Decimal:

@@ -2,7 +2,6 @@
 
 import logging
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any, Final
 
 from opentelemetry.trace import INVALID_SPAN
@@ -19,7 +18,11 @@ from taskpilot_instrument.patches._openai_response import read_response
 from taskpilot_instrument.pricing import BOOK
 from taskpilot_instrument.semconv import COST_UNKNOWN, OPERATION_CHAT, Kind, Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import WEB_SEARCHES, Beside, Fields, fields_of, usage_from_details
+
+#: Where Anthropic says that a call has a price of its own, and how it says that it has none.
+_TIERS: Final = ("service_tier", "speed", "inference_geo")
+_USUAL: Final = frozenset({"standard", "global", "not_available", ""})
 
 _log: Final = logging.getLogger("taskpilot_instrument")
 _MOST_WARNINGS: Final = 100
@@ -121,11 +124,21 @@ def _read(response: Any, model: str | None, provider: str) -> LLMCall:
     call = LLMCall(OPERATION_CHAT, model, provider=provider)
     call.billable = True
     read_response(call, response)
-    details = getattr(response, "usage_details", None)
-    if call.usage is None and details is not None:
-        details = details if not isinstance(details, dict) else SimpleNamespace(**details)
-        call.usage = TokenUsage(
-            getattr(details, "input_token_count", None), getattr(details, "output_token_count", None)
-        )
+    if call.usage is None:
+        call.usage = usage_from_details(getattr(response, "usage_details", None))
+    else:
+        _read_beside(call, fields_of(response.usage))
     call.model = model or call.response_model
     return call
+
+
+def _read_beside(call: LLMCall, usage: Fields) -> None:
+    """Read what Anthropic tells beside the tokens: searches, and what else the price depends on."""
+    tool_use = usage.get("server_tool_use")
+    searches = None if tool_use is None else fields_of(tool_use).get("web_search_requests")
+    if call.beside is None and type(searches) is int and searches > 0:
+        call.beside = Beside({WEB_SEARCHES: searches})
+    for name in _TIERS:
+        tier = usage.get(name)
+        if call.service_tier is None and isinstance(tier, str) and tier not in _USUAL:
+            call.service_tier = tier

@@ -19,9 +19,10 @@ AUDIO_SECONDS: Final = "audio_seconds"
 
 
 class TokenUsage(NamedTuple):
-    """Token counts of one response, exactly as the provider gave them.
+    """Token counts of one response, as the provider gave them.
 
-    ``input_tokens`` includes the cached ones, ``output_tokens`` the reasoning ones. None means that the
+    ``input_tokens`` includes the cached ones, ``output_tokens`` the reasoning ones, also where the provider counts them
+    beside. None means that the
     provider did not say; the details default to zero because providers leave them out when they are.
     """
 
@@ -35,11 +36,11 @@ class TokenUsage(NamedTuple):
     cached_audio_tokens: int = 0
     input_image_tokens: int = 0
     output_image_tokens: int = 0
-    #: Billed output that the host counts beside ``output_tokens``: x.ai does so with reasoning.
-    extra_output_tokens: int = 0
     cached_image_tokens: int = 0
     #: What of the cached tokens is text, where the provider says so: it then knows what the others are, too.
     cached_text_tokens: int = 0
+    #: What of the tokens written to the cache is kept longer than usual there, which costs more: an hour, or twelve.
+    long_write_tokens: int = 0
 
 
 class Beside:
@@ -68,6 +69,9 @@ class Fields(Protocol):
 
 
 _NO_PYDANTIC: Final = object()
+_READ_BESIDE: Final = ("cache_read_input_tokens", "prompt_cache_hit_tokens", "cached_tokens")
+#: Beside these keys, agent-framework's client of Anthropic leaves out of the input what the cache had part in.
+_LEFT_OUT: Final = ("anthropic.cache_read_input_tokens", "anthropic.cache_creation_input_tokens")
 
 
 def read_usage(response: object) -> TokenUsage | None:
@@ -110,14 +114,14 @@ def usage_from(usage: object) -> TokenUsage | None:
     if details is None and (details := fields.get("input_tokens_details")) is None:
         details = fields.get("input_token_details")  # transcriptions and realtime sessions spell it so
     if details is None:
-        cached, written = _cache_beside_details(fields)
+        cached, written, written_long = _cache_beside_details(fields)
         audio_in = audio_cached = image_in = image_cached = text_cached = 0
         if given is not None and not says_prompt:
             # Anthropic's own shape: input_tokens leaves out what the cache took part in. Gateways that say
             # prompt_tokens beside the same keys have added it up already.
             given += cached + written
     else:
-        cached, written, audio_in, audio_cached, image_in, image_cached, text_cached = _input_details(
+        cached, written, written_long, audio_in, audio_cached, image_in, image_cached, text_cached = _input_details(
             fields_of(details)
         )
 
@@ -125,15 +129,36 @@ def usage_from(usage: object) -> TokenUsage | None:
     if details is None and (details := fields.get("output_tokens_details")) is None:
         details = fields.get("output_token_details")  # realtime sessions spell it so
     reasoning, audio_out, image_out = (0, 0, 0) if details is None else _output_details(fields_of(details))
-    beside = 0
-    if reasoning and given is not None and made is not None and fields.get("total_tokens") == given + made + reasoning:
-        beside = reasoning  # elsewhere the total is input + output
+    if given is not None and made is not None:
+        total = _count(fields.get("total_tokens"))
+        if total is not None and total > given + made:
+            # x.ai counts reasoning beside the output, and Gemini, in the shape of OpenAI, tells of it only here.
+            made = total - given
     return TokenUsage._make(
         (
-            given, made, cached, written, reasoning, audio_in, audio_out, audio_cached, image_in, image_out, beside,
-            image_cached, text_cached,
+            given, made, cached, written, reasoning, audio_in, audio_out, audio_cached, image_in, image_out,
+            image_cached, text_cached, written_long,
         )
     )  # fmt: skip
+
+
+def usage_from_details(details: object) -> TokenUsage | None:
+    """Read the ``usage_details`` of Microsoft's agent-framework.
+
+    :return: None where neither input nor output tokens are known.
+    """
+    if not details:
+        return None
+    fields = fields_of(details)
+    given, made = _count(fields.get("input_token_count")), _count(fields.get("output_token_count"))
+    if given is None and made is None:
+        return None
+    cached = _detail(fields.get("cache_read_input_token_count"))
+    written = _detail(fields.get("cache_creation_input_token_count"))
+    if given is not None and any(fields.get(key) is not None for key in _LEFT_OUT):
+        given += cached + written
+    reasoning = _detail(fields.get("reasoning_output_token_count"))
+    return TokenUsage(given, made, cached, written, reasoning)
 
 
 def seconds_of(usage: object) -> Decimal | None:
@@ -144,9 +169,9 @@ def seconds_of(usage: object) -> Decimal | None:
     return Decimal(repr(seconds))
 
 
-def _input_details(fields: Fields) -> tuple[int, int, int, int, int, int, int]:
-    """Return cached, cache write, audio, cached audio, image, cached image and cached text tokens."""
-    cached = written = audio = audio_cached = image = image_cached = text_cached = 0
+def _input_details(fields: Fields) -> tuple[int, int, int, int, int, int, int, int]:
+    """Return cached, cache write, long write, audio, cached audio, image, cached image and cached text tokens."""
+    cached = written = written_long = audio = audio_cached = image = image_cached = text_cached = 0
     # Nearly always absent or zero, and then not worth a call.
     if value := fields.get("cached_tokens"):
         cached = _detail(value)
@@ -157,11 +182,13 @@ def _input_details(fields: Fields) -> tuple[int, int, int, int, int, int, int]:
             text_cached = _detail(inner.get("text_tokens"))
     if value := fields.get("cache_write_tokens"):
         written = _detail(value)
+        if value := fields.get("cache_write_tokens_details"):
+            written_long = _detail(fields_of(value).get("ttl_12h_tokens"))
     if value := fields.get("audio_tokens"):
         audio = _detail(value)
     if value := fields.get("image_tokens"):
         image = _detail(value)
-    return cached, written, audio, audio_cached, image, image_cached, text_cached
+    return cached, written, written_long, audio, audio_cached, image, image_cached, text_cached
 
 
 def _output_details(fields: Fields) -> tuple[int, int, int]:
@@ -176,17 +203,21 @@ def _output_details(fields: Fields) -> tuple[int, int, int]:
     return reasoning, audio, image
 
 
-def _cache_beside_details(fields: Fields) -> tuple[int, int]:
-    """Return cache reads and writes of hosts that give no details: Anthropic, gateways to it, older DeepSeek."""
-    read = written = 0
+def _cache_beside_details(fields: Fields) -> tuple[int, int, int]:
+    """Return cache reads, writes and long writes where there are no details.
+
+    So do Anthropic and gateways to it, older DeepSeek, and OpenAI's evaluations and Moonshot.
+    """
+    read = written = written_long = 0
     # Nearly always absent, too.
-    if value := fields.get("cache_read_input_tokens"):
-        read = _detail(value)
-    if not read and (value := fields.get("prompt_cache_hit_tokens")):
-        read = _detail(value)
+    for name in _READ_BESIDE:
+        if not read and (value := fields.get(name)):
+            read = _detail(value)
     if value := fields.get("cache_creation_input_tokens"):
         written = _detail(value)
-    return read, written
+        if value := fields.get("cache_creation"):
+            written_long = _detail(fields_of(value).get("ephemeral_1h_input_tokens"))
+    return read, written, written_long
 
 
 def _count(value: object) -> int | None:

@@ -27,9 +27,9 @@ hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
-def captured() -> Iterator[Captured]:
-    """Instrumentation that records in memory and raises its own errors."""
-    with capture() as everything:
+def captured(request: pytest.FixtureRequest) -> Iterator[Captured]:
+    """Instrumentation that records in memory and raises its own errors; a module's ``CAPTURE`` holds its settings."""
+    with capture(**getattr(request.module, "CAPTURE", {})) as everything:
         yield everything
 
 
@@ -41,16 +41,17 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def client(server: EmbeddedServer) -> Iterator[openai.OpenAI]:
-    """The real client, made before any patch."""
-    with openai.OpenAI(api_key="sk-test", base_url=server.url) as made:
+def client(request: pytest.FixtureRequest, server: EmbeddedServer) -> Iterator[openai.OpenAI]:
+    """The real client, made before any patch; a module's ``CLIENT`` holds further arguments."""
+    with openai.OpenAI(api_key="sk-test", base_url=server.url, **getattr(request.module, "CLIENT", {})) as made:
         yield made
 
 
 @pytest.fixture
-async def aclient(server: EmbeddedServer) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The real async client."""
-    async with openai.AsyncOpenAI(api_key="sk-test", base_url=server.url) as made:
+async def aclient(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The real async client, likewise."""
+    more = getattr(request.module, "CLIENT", {})
+    async with openai.AsyncOpenAI(api_key="sk-test", base_url=server.url, **more) as made:
         yield made
 
 

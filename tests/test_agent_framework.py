@@ -356,6 +356,25 @@ async def test_a_tool_that_a_middleware_answers(
     assert_spent(captured, 1)
 
 
+@pytest.mark.skipif(not hasattr(af, "UserInputRequiredException"), reason="this release has no such tools")
+async def test_a_tool_that_waits_for_a_person(
+    captured: Captured, server: EmbeddedServer, plain_client: Any, way: str
+) -> None:
+    """A tool that asks the user for something first has not failed, and neither has its run."""
+
+    @af.tool(approval_mode="never_require")
+    def publish() -> str:
+        """Publish."""
+        raise af.UserInputRequiredException([af.Content.from_oauth_consent_request("https://example.org/consent")])
+
+    server.script(calls("publish"), says())
+    answer = await agent_of(plain_client, way, tools=[publish]).run("Publish")
+
+    assert ["oauth_consent_request"] == [each.type for each in answer.user_input_requests]
+    assert {"success"} == set(outcomes(captured).values())
+    assert "publish" in captured.names()
+
+
 async def test_a_refused_call_is_blocked(server: EmbeddedServer, plain_client: Any) -> None:
     """A budget that refuses the call ends the run as blocked, though the framework wraps the refusal."""
     await assert_refused(

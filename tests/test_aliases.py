@@ -154,6 +154,19 @@ def test_values_that_collide_are_added_up_and_reported(caplog: pytest.LogCapture
     assert 1 == sum("llm_tokens_input_gpt_4o" in message for message in caplog.messages)
 
 
+def test_collisions_without_end_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Of the first hundred it is said once; all are added up."""
+    backend = MetricsBackend()
+    for number in range(40):
+        for model in (f"m-{number}", f"m_{number}", f"m.{number}"):
+            backend.finished(llm_call(model))
+    with caplog.at_level(logging.WARNING):
+        values(backend)
+        found = values(backend)
+    assert {450} == {found[f"llm_tokens_input_m_{number}"] for number in range(40)}
+    assert 100 == sum("share the alias" in message for message in caplog.messages)
+
+
 def test_a_total_is_never_mistaken_for_a_model(caplog: pytest.LogCaptureFixture) -> None:
     """A model called Total keeps its dotted name; the alias is the total, and the log says so."""
     backend = MetricsBackend()
@@ -162,6 +175,7 @@ def test_a_total_is_never_mistaken_for_a_model(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         found = values(backend)
     assert 300 == found["llm_tokens_input_total"]
+    assert 150 == found["llm_tokens_input_gpt_4o"]
     assert 150 == backend.get_counter("llm.tokens.input.Total")
     assert any("llm.tokens.input.Total" in message for message in caplog.messages)
 

@@ -94,6 +94,34 @@ def test_an_unknown_run_is_accepted(captured: Captured) -> None:
     assert "user.feedback" not in captured.names()
 
 
+def test_a_replay_is_not_told_again(captured: Captured, client: openai.OpenAI) -> None:
+    """The same vote a second time writes no line, makes no span, and says that it was there."""
+    one_run(client)
+    receipts = [captured.handle.record_feedback(correct=True, request_id="req-a", user="ann") for _ in range(3)]
+    assert [False, True, True] == [each.replaced for each in receipts]
+    assert 1 == [line["event_name"] for line in captured.logs].count("feedback.recorded")
+    assert 1 == captured.names().count("user.feedback")
+
+
+@pytest.mark.parametrize("known_by", ["request_id", "trace_id"])
+def test_whatever_a_run_is_named_by_its_vote_has_all_its_names(
+    captured: Captured, client: openai.OpenAI, known_by: str
+) -> None:
+    """A vote by request id has the trace, and one by trace the request id, in ledger and log; both have the model."""
+    one_run(client)
+    names = {"request_id": "req-a", "trace_id": f"{captured.span('workflow.run').context.trace_id:032x}"}
+    receipt = captured.handle.record_feedback(correct=True, id="vote-1", **{known_by: names[known_by]})
+    (line,) = [line for line in captured.logs if line["event_name"] == "feedback.recorded"]
+    assert names == {name: line[name] for name in names}
+    assert ("vote-1", True, "gpt-4o-mini") == (receipt.id, receipt.linked, line["model"])
+
+
+def test_a_trace_that_nobody_knows_is_accepted(captured: Captured) -> None:
+    """It may be of another process; the vote counts unlinked."""
+    assert not captured.handle.record_feedback(correct=True, trace_id=TRACE).linked
+    assert (1, 0) == votes(captured)
+
+
 def test_the_trace_id_names_the_run_too(captured: Captured, client: openai.OpenAI) -> None:
     """A vote by trace id and a vote by request id on one run are the same user's one vote."""
     with tp.workflow("triage") as run:
@@ -236,6 +264,9 @@ def test_any_text_is_no_token(text: str) -> None:
         ({"correct": True, "request_id": "r", "user": 3}, "user"),
         ({"correct": True, "request_id": "r", "comment": 3}, "comment"),
         ({"correct": True, "request_id": "r", "score": float("nan")}, "score"),
+        ({"correct": True, "request_id": "r", "score": True}, "score"),
+        ({"correct": True, "request_id": "r", "score": "high"}, "score"),
+        ({"correct": True, "trace_id": 5}, "32 lower-case"),
         ({"correct": True, "request_id": "r", "id": ""}, "id"),
     ],
 )

@@ -175,6 +175,34 @@ async def test_what_a_tool_calls_is_beneath_it_and_what_follows_is_not(
     assert ["workflow.run", "  create_task", f"  {CHAT}"] == captured.tree()
 
 
+@pytest.mark.parametrize(
+    ("model_node", "beside"),
+    [
+        ("model", "Log.before_agent"),
+        ("model", "Log.before_model"),
+        ("model", "Log.after_model"),
+        ("model", "Log.after_agent"),
+        ("agent", "pre_model_hook"),
+        ("agent", "post_model_hook"),
+        ("agent", "generate_structured_response"),
+    ],
+)
+async def test_an_agent_without_tools_has_hooks(
+    captured: Captured, server: EmbeddedServer, model: Any, model_node: str, beside: str
+) -> None:
+    """What the makers of agents put around the model makes no workflow of an agent that has no tools."""
+    server.script(says())
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node(model_node, lambda state: {"messages": [model.invoke(state["messages"])]})
+    graph.add_node(beside, lambda _state: {})
+    graph.add_edge(START, model_node)
+    graph.add_edge(model_node, beside)
+
+    graph.compile(name="PlannerAgent").invoke(GO)
+
+    assert ["workflow.run", "  PlannerAgent.execute", f"    {CHAT}"] == captured.tree()
+
+
 async def test_agents_beside_each_other(captured: Captured, server: EmbeddedServer, model: Any) -> None:
     """Agents that run at the same time, in tasks and in threads, keep their calls apart."""
     server.script(*[says()] * 4)

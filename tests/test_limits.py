@@ -267,6 +267,32 @@ def test_what_a_call_really_used_is_judged_too(server: EmbeddedServer, client: o
         assert ("warn", "configured: the call used 210") == (line["decision"], line["reason"])
 
 
+@pytest.mark.parametrize(("tokens", "sent"), [(99, 0), (100, 1)])
+def test_a_call_may_ask_for_as_many_as_are_allowed(
+    server: EmbeddedServer, client: openai.OpenAI, tokens: int, sent: int
+) -> None:
+    """The limit itself is within the limit."""
+    server.script(Reply("ok", usage=TokenUsage(10, 5)))
+    with capture(token_limits=[TokenLimit(tokens, count="output", on_exceed="block")]):
+        try:
+            client.chat.completions.create(**ASK, max_tokens=100)
+        except TokenLimitError:
+            assert 0 == sent
+    assert sent == len(server.requests)
+
+
+@pytest.mark.parametrize("per", ["call", "run", "agent_minute"])
+@pytest.mark.parametrize(("used", "told"), [(100, 0), (101, 1)])
+def test_what_uses_the_limit_up_is_not_beyond_it(
+    server: EmbeddedServer, client: openai.OpenAI, per: Any, used: int, told: int
+) -> None:
+    """It is told of from the first token on that is too many."""
+    server.script(Reply("ok", usage=TokenUsage(used - 5, 5)))
+    with capture(token_limits=[TokenLimit(100, per=per)]) as captured, tp.workflow("triage"):
+        client.chat.completions.create(**ASK)
+    assert told == len(lines(captured))
+
+
 def test_a_warning_limit_is_no_gate(server: EmbeddedServer, client: openai.OpenAI) -> None:
     """It goes by what was used, never by an estimate: a high bound on the output alone is no hit."""
     server.script(Reply("little", usage=TokenUsage(10, 5)))

@@ -206,6 +206,33 @@ async def test_two_runs_in_one_trace(captured: Captured, server: EmbeddedServer,
     assert_spent(captured, 2)
 
 
+@pytest.mark.skipif(not hasattr(agents, "RunState"), reason="this release has no runs that wait for a person")
+async def test_a_run_that_waits_for_a_person(
+    captured: Captured, server: EmbeddedServer, chat_model: Any, way: str
+) -> None:
+    """What goes on afterwards is a run of the same workflow, and both have ended well."""
+
+    @agents.function_tool(needs_approval=True)
+    def publish() -> str:
+        return "published"
+
+    server.script(calls("publish"), says())
+    agent = agent_of(chat_model, tools=[publish])
+    config = agents.RunConfig(workflow_name="release")
+
+    waiting = await agents.Runner.run(agent, "Publish", run_config=config)
+    state = waiting.to_state()
+    state.approve(waiting.interruptions[0])
+    assert "done" == (await agents.Runner.run(agent, state, run_config=config)).final_output
+
+    runs = [dict(span.attributes or {}) for span in captured.spans if span.name == "workflow.run"]
+    expected = "PlannerAgent" if way == "processor" else "Agent workflow" if way == "tracing off" else "release"
+    assert ["success", "success"] == [each["outcome"] for each in runs]
+    assert expected == runs[1]["workflow"]
+    if way != "processor":  # which is not told of the trace, so that older releases leave the tool outside of the run
+        assert_spent(captured, 2, runs=2)
+
+
 async def test_a_run_within_a_workflow_of_the_caller(
     captured: Captured, server: EmbeddedServer, chat_model: Any
 ) -> None:

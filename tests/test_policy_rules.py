@@ -42,7 +42,8 @@ def denied(policy: Any, call: Callable[..., Any], *given: Any, **named: Any) -> 
             call(*given, **named)
         except tp.PolicyViolationError as error:
             return error.reason
-        assert 0 == captured.golden_signals().check_failed_runs, captured.logs
+        # A tool call outside of runs has no run that could count a failed check.
+        assert [] == [line for line in captured.logs if "check_failed" in str(line.get("reason"))]
         return None
 
 
@@ -73,6 +74,7 @@ def denied(policy: Any, call: Callable[..., Any], *given: Any, **named: Any) -> 
         ("삭제", "파일을 삭제해 주세요"),
         ("हटा", "इसे हटा दें"),
         ("1", "a 1 b"),
+        ("delete", "“delete”"),
     ],
 )
 def test_a_keyword_is_found(keyword: str, text: str) -> None:
@@ -176,8 +178,12 @@ def test_endless_values_come_to_an_end() -> None:
     """A value that holds itself, or too much, is judged as far as it goes, and counts as a failed check."""
     endless: list[Any] = ["a"]
     endless.append(endless)
-    for value in (endless, ["a"] * 20_000, "a " * 600_000):
-        with capture(policies=[tp.Policy(tp.Keywords(["delete"]), moments=["agent_input"])]) as captured:
+    for value, rule in [
+        (value, rule)
+        for value in (endless, ["a"] * 20_000, "a " * 600_000)
+        for rule in (tp.Keywords(["delete"]), tp.Patterns(["delete"], max_length=10_000_000))
+    ]:
+        with capture(policies=[tp.Policy(rule, moments=["agent_input"])]) as captured:
             echo(value)
             assert 1 == captured.golden_signals().check_failed_runs
             assert "[check_failed] there is more text than is looked at" == captured.logs[1]["reason"]
@@ -200,6 +206,7 @@ def test_a_pattern_is_found(pattern: Any, text: object) -> None:
     """A regular expression is searched in normalised text without regard to case, in numbers too."""
     assert "[p] a pattern is in the input" == denied(tp.Patterns({"p": pattern}), echo, text)
     assert "[pattern_2] a pattern is in the input" == denied(tp.Patterns(["never", pattern]), echo, text)
+    assert "[p] a pattern is in the arguments" == denied(tp.Patterns({"p": pattern}), transfer, to=text)
 
 
 def test_a_compiled_pattern_has_its_own_flags() -> None:
@@ -385,6 +392,11 @@ def test_calls_are_counted_across_threads() -> None:
     [
         (lambda: tp.Keywords([]), "words=[]"),
         (lambda: tp.Keywords("delete"), "words='delete'"),
+        (lambda: tp.Keywords(5), "words=5"),  # type: ignore[arg-type]
+        (lambda: tp.Keywords([5]), "words that are not empty"),  # type: ignore[list-item]
+        (lambda: tp.Patterns(5), "patterns=5"),  # type: ignore[arg-type]
+        (lambda: tp.Patterns("key"), "patterns='key'"),
+        (lambda: tp.Patterns(each for each in ()), "patterns=<generator"),
         (lambda: tp.Keywords(["\u200b"]), "words that are not empty"),
         (lambda: tp.Keywords(["a"], decision="block"), "one of deny, flag"),  # type: ignore[arg-type]
         (lambda: tp.Patterns(["("]), "patterns='('"),
@@ -392,6 +404,8 @@ def test_calls_are_counted_across_threads() -> None:
         (lambda: tp.Patterns(["a"], max_length=0), "max_length=0"),
         (lambda: tp.ToolAllowList(["add"]), "tools by agent"),  # type: ignore[arg-type]
         (lambda: tp.ToolAllowList({"a": "add"}), "tools by agent"),
+        (lambda: tp.ToolAllowList({"a": ["add"], "b": "add"}), "tools by agent"),
+        (lambda: tp.ToolAllowList({"a": 5}), "tools by agent"),  # type: ignore[dict-item]
         (lambda: tp.ArgumentRule("transfer", "amount"), "is needed"),
         (lambda: tp.ArgumentRule("transfer", "amount", maximum="7"), "maximum='7'"),  # type: ignore[arg-type]
         (lambda: tp.ArgumentRule("transfer", "amount", minimum=float("nan")), "minimum=nan"),

@@ -12,7 +12,7 @@ from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.pricing import PriceBook
 from taskpilot_instrument.settings import Settings
 from taskpilot_instrument.testing import capture
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import TokenUsage, usage_from
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 #: 2026-11-25, so that no price changes under the tests.
@@ -29,6 +29,12 @@ def usd(usage: TokenUsage, model: str, tier: str | None = None) -> Decimal | Non
     """Return what the published price makes of a usage of OpenAI's."""
     price = book().price(usage, model, provider="openai", service_tier=tier)
     return None if price is None else price.usd
+
+
+def dollars(terms: str) -> Decimal:
+    """Return what counts times rates, USD for a million, come to."""
+    pairs = [each.split("*") for each in terms.split(" + ")]
+    return sum((Decimal(count) * Decimal(rate) for count, rate in pairs), Decimal(0)) / 1_000_000
 
 
 # --- tiers and names ----------------------------------------------------------------------------
@@ -49,6 +55,42 @@ def test_each_tier_at_its_rate(tier: str | None, expected: str) -> None:
     """Ordinary and cached input and output cost what the tier that served the call takes."""
     usages = TokenUsage(900_000, 0), TokenUsage(900_000, 0, cached_tokens=900_000), TokenUsage(0, 375_000)
     assert [Decimal(each) for each in expected.split()] == [usd(usage, "gpt-5", tier) for usage in usages]
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "share"),
+    [
+        ("gpt-5.4", None, "1.1"),
+        ("gpt-5.4-mini-2026-03-17", "flex", "1.1"),
+        ("gpt-5.6-terra", "batch", "1.1"),
+        ("gpt-6-luna", None, "1.1"),
+        ("gpt-realtime-2", None, "1.1"),
+        ("gpt-5", None, "1"),
+        ("gpt-5-mini-2025-08-07", "batch", "1"),
+        ("gpt-5.3-codex", "priority", "1"),
+        ("gpt-4o-mini", None, "1"),
+        ("gpt-realtime", None, "1"),
+        ("o4-mini", "flex", "1"),
+        ("text-embedding-3-small", None, "1"),
+        ("ft:gpt-4o-2024-08-06:org::id", None, "1"),
+    ],
+)
+def test_data_that_stays_in_a_region_costs_more_with_newer_models(model: str, tier: str | None, share: str) -> None:
+    """OpenAI's hosts of a region take a tenth more for models from March 2026 on, and no more for older ones."""
+    usage = TokenUsage(1000, None if "embedding" in model else 1000)
+    prices = [
+        book().price(usage, model, provider="openai", base_url=f"https://{host}/v1/", service_tier=tier)
+        for host in ("api.openai.com", "eu.api.openai.com", "us.api.openai.com")
+    ]
+    found = [None if price is None else price.usd for price in prices]
+    assert found[0] is not None
+    assert [found[0] * Decimal(share)] * 2 == found[1:]
+
+
+def test_a_host_of_a_region_has_models_of_openais_only() -> None:
+    """It is no gateway, whose models may be anybody's."""
+    host = "https://eu.api.openai.com/v1/"
+    assert book().price(TokenUsage(1, 1), "claude-sonnet-4-0", provider="openai", base_url=host) is None
 
 
 def test_a_tier_that_nobody_lists_is_unknown() -> None:
@@ -83,9 +125,68 @@ def test_what_the_table_does_not_say_of_fine_tuned_models_is_unknown() -> None:
     assert usd(TokenUsage(1_000_000, 0), tuned, "batch") is None
 
 
+@pytest.mark.parametrize(
+    "name", ["ft:gpt-4-0613:org::id", "ft:o4-mini-2025-04-16:org::id", "ft:gpt-4.1-2025-04-14:claude-opus-4-1::id"]
+)
+@pytest.mark.parametrize("provider", [None, "openai", "azure"])
+def test_a_fine_tuned_model_has_no_price_of_another(name: str, provider: str | None) -> None:
+    """Neither that of the model beneath it, nor of one that its owner's name brings to mind."""
+    assert book().price(TokenUsage(1000, 1000), name, provider=provider) is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "tier", "share"),
+    [
+        ("azure", "gpt-5", "batch", "0.5"),
+        ("azure", "gpt-5", "priority", None),
+        ("azure", "gpt-5", "flex", None),
+        ("anthropic", "claude-sonnet-5", "batch", "0.5"),
+        ("anthropic", "claude-3-haiku", "batch", None),
+        ("x-ai", "grok-3", "batch", None),
+        ("google", "gemini-2.5-flash", "batch", "0.5"),
+    ],
+)
+def test_a_tier_is_priced_by_who_serves_it(provider: str, model: str, tier: str, share: str | None) -> None:
+    """Batches of OpenAI's models cost half, also at Azure; any other tier is unknown unless the provider lists it."""
+    usage = TokenUsage(1000, 1000)
+    usual, found = (book().price(usage, model, provider=provider, service_tier=each) for each in (None, tier))
+    assert usual is not None
+    assert (None if share is None else usual.usd * Decimal(share)) == (None if found is None else found.usd)
+
+
 def test_reasoning_costs_what_output_costs() -> None:
     """It is part of the output, and not billed beside it."""
     assert usd(TokenUsage(10, 500), "gpt-5") == usd(TokenUsage(10, 500, reasoning_tokens=400), "gpt-5") is not None
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (TokenUsage(1000, 0, 0, 1000, long_write_tokens=400), "600*3.75 + 400*6"),
+        (TokenUsage(1000, 0, 0, 1000, long_write_tokens=1001), None),
+    ],
+)
+def test_what_is_kept_longer_in_the_cache_costs_more(given: TokenUsage, expected: str | None) -> None:
+    """Writes for an hour have a rate of their own; more of them than writes at all mean something unknown."""
+    price = book().price(given, "claude-sonnet-4-0", provider="anthropic")
+    assert (None if expected is None else dollars(expected)) == (None if price is None else price.usd)
+
+
+def test_longer_writes_without_a_rate_are_unknown() -> None:
+    """OpenAI takes more for twelve hours, and the table does not say how much."""
+    assert Decimal("0.0025") == usd(TokenUsage(1000, 0, 0, 1000), "gpt-5.6-terra")
+    assert usd(TokenUsage(1000, 0, 0, 1000, long_write_tokens=1), "gpt-5.6-terra") is None
+
+
+def test_writes_cost_what_the_user_says_however_long_they_are_kept() -> None:
+    """The user's own table has one rate for them."""
+    for more, expected in (({}, "1000*2"), ({"cache_write": 3}, "1000*3")):
+        prices = PriceBook({"mine": {"input": 2, "output": 8, **more}})
+        price = prices.price(TokenUsage(1000, 0, 0, 1000, long_write_tokens=400), "mine")
+        assert (dollars(expected), "user") == price
 
 
 # --- usage that a price does not cover ----------------------------------------------------------
@@ -114,9 +215,24 @@ AUDIO: dict[str, Any] = {
 def test_cached_sound_and_pictures_have_rates_of_their_own(cached: dict[str, int], expected: str | None) -> None:
     """What is cached of a realtime session is priced by kind where the provider tells the kind, and else unknown."""
     usage = TokenUsage(162, 0, 64, input_audio_tokens=20, input_image_tokens=10, **cached)
-    terms = [each.split("*") for each in (expected or "0*0").split(" + ")]
-    cost = sum(Decimal(count) * Decimal(rate) for count, rate in terms) / 1_000_000
-    assert (None if expected is None else cost) == usd(usage, "gpt-realtime")
+    assert (None if expected is None else dollars(expected)) == usd(usage, "gpt-realtime")
+
+
+@pytest.mark.parametrize(
+    ("model", "usage"),
+    [
+        ("gpt-audio", TokenUsage(100, 0, 40, input_audio_tokens=60, cached_audio_tokens=10)),
+        ("gpt-4o", TokenUsage(100, 0, 40, input_image_tokens=60, cached_image_tokens=10)),
+    ],
+)
+def test_cached_sound_and_pictures_without_a_rate_are_unknown(model: str, usage: TokenUsage) -> None:
+    """They cost neither what other cached tokens do, nor what they cost uncached."""
+    assert usd(usage, model) is None
+
+
+def test_pictures_that_cost_what_text_costs_may_be_cached_untold() -> None:
+    """Which of the cached tokens were text plays no part where all kinds cost the same."""
+    assert dollars("40*2.5 + 60*1.25") == usd(TokenUsage(100, 0, 60, input_image_tokens=90), "gpt-4o")
 
 
 @pytest.mark.openai
@@ -151,6 +267,14 @@ def test_what_has_no_rate_is_unknown_counted_and_said_once(caplog: pytest.LogCap
     said = [record.getMessage() for record in caplog.records if "does not cover" in record.getMessage()]
     assert 1 == len(said)
     assert "gpt-4o-2024-08-06" in said[0]
+
+
+def test_a_model_that_bills_what_it_quotes_costs_at_least_its_tokens() -> None:
+    """Perplexity's research counts quotes, reasoning and searches in words of its own, which are not read."""
+    usage = usage_from({"prompt_tokens": 33, "completion_tokens": 7163, "total_tokens": 7196, "citation_tokens": 20016})
+    assert usage is not None
+    found = book().price(usage, "sonar-deep-research", base_url="https://api.perplexity.ai")
+    assert (dollars("33*2 + 7163*8"), "partial") == found
 
 
 def test_a_model_is_warned_of_once_whatever_it_lacks(caplog: pytest.LogCaptureFixture) -> None:

@@ -191,6 +191,36 @@ def test_what_only_they_can_price_is_unknown_for_known_reasons(theirs: dict[str,
     assert known == {model: {"*"} if known.get(model) == {"*"} else kinds for model, kinds in found.items()}
 
 
+def test_writes_for_twelve_hours_are_unknown_while_only_they_have_a_rate(theirs: dict[str, Any]) -> None:
+    """They list twice the rate of other writes, wherever they list one; the bundled table has none to check it by."""
+    book = PriceBook({}, now=lambda: _NOW)
+    kept = TokenUsage(_SHORT, 0, 0, _SHORT, long_write_tokens=_SHORT)
+    long, short = "cache_creation_input_token_cost_above_12hr", "cache_creation_input_token_cost"
+    models = {name: each for name, each in theirs.items() if isinstance(each, dict) and long in each}
+    own = {name: each for name, each in models.items() if each.get("litellm_provider") in _PROVIDERS}
+    assert {None} == {_cost(book, name, kept, None) for name in own}
+    assert {2} == {each[long] / each[short] for each in own.values()}
+
+
+def test_what_costs_more_in_a_region_there_does_so_here(theirs: dict[str, Any]) -> None:
+    """They list a factor for each model; here older models are told from newer ones by their names."""
+    book, usage, key = (
+        PriceBook({}, now=lambda: _NOW),
+        TokenUsage(_SHORT, 0),
+        "regional_processing_uplift_multiplier_eu",
+    )
+    own = {name: each for name, each in theirs.items() if isinstance(each, dict) and key in each}
+    found = {}
+    for name in own:
+        world, region = (
+            book.price(usage, name, base_url=f"https://{host}/v1/") for host in ("api.openai.com", "eu.api.openai.com")
+        )
+        if world is not None and region is not None:
+            found[name] = region.usd / world.usd
+    assert {name: Decimal(own[name][key]) for name in found} == found
+    assert 20 < len(found)
+
+
 def test_no_model_is_listed_twice() -> None:
     """A reason stands for each model once, so that none hides another."""
     models = [model for models in UNKNOWN.values() for model in models]

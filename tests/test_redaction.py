@@ -299,6 +299,29 @@ def test_cycles_end() -> None:
     assert "[" * 12 + '"…"' + "]" * 12 == capture_text(endless, 1000)
 
 
+@pytest.mark.parametrize("shift", range(0, 60, 3))
+def test_a_secret_that_is_cut_off_is_not_shown(shift: int) -> None:
+    """However much shorter the secrets before it have made the text: its head alone is not known for a secret."""
+    secret = "sk-proj-" + "a1B2" * 12
+    text = " " * shift + f"{secret} " * 200
+
+    assert "sk-proj" not in capture_text(text, 400)
+    assert "sk-proj" not in capture_text([text], 400)
+
+
+def test_cycles_of_mappings_end() -> None:
+    """A mapping that holds itself is written to the same depth."""
+    endless: dict[str, object] = {}
+    endless["a"] = endless
+
+    assert '{"a": ' * 12 + '"…"' + "}" * 12 == capture_text(endless, 1000)
+
+
+def test_a_class_is_no_instance_of_itself() -> None:
+    """A class that an agent is given, such as the form of its answer, is written as what it is called."""
+    assert json.dumps([repr(Login), repr(Task)]) == capture_text([Login, Task], 1000)
+
+
 def test_iterators_are_not_consumed() -> None:
     """An iterator among the arguments still has everything afterwards."""
     numbers = iter([1, 2, 3])

@@ -84,3 +84,23 @@ def test_bad_arguments(arguments: Any) -> None:
     result, agent, backend = arguments
     with pytest.raises(tp.ConfigurationError):
         tp.track_llm_metrics(result, agent, backend())
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "service_tier": "standard", "speed": "standard"}, 5.0),
+        ({"input_tokens": 0, "output_tokens": 0, "server_tool_use": {"web_search_requests": 3}}, 0.03),
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "service_tier": "batch"}, 2.5),
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "service_tier": "priority"}, None),
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "speed": "fast"}, None),
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "inference_geo": "us"}, None),
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "inference_geo": "not_available"}, 5.0),
+    ],
+)
+def test_what_anthropic_bills_otherwise_is_priced_or_unknown(usage: dict[str, Any], cost: float | None) -> None:
+    """Searches cost beside the tokens, batches half; a tier, speed or place without a listed price is unknown."""
+    result = {"model": "claude-opus-4-7", "type": "message", "usage": usage}
+    metrics = tp.MetricsBackend()
+    assert cost == tp.track_llm_metrics(result, "a", metrics, provider="anthropic")
+    metrics.close()

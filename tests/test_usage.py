@@ -1,5 +1,7 @@
 """Usage is read from every shape that OpenAI and its look-alikes send, and nothing else is made of it."""
 
+import math
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskpilot_instrument.usage import TokenUsage, read_usage, usage_from
+from taskpilot_instrument.usage import TokenUsage, read_usage, seconds_of, usage_from, usage_from_details
 
 CHAT = {
     "prompt_tokens": 1200,
@@ -104,6 +106,11 @@ SHAPES = [
         id="cache hits beside the counts",
     ),
     pytest.param(
+        {"prompt_tokens": 30, "completion_tokens": 1, "total_tokens": 31, "cached_tokens": 20},
+        TokenUsage(30, 1, 20),
+        id="cached tokens beside the counts",
+    ),
+    pytest.param(
         {"input_tokens": 3, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 40, "output_tokens": 9},
         TokenUsage(143, 9, 100, 40),
         id="input that excludes the cache",
@@ -119,6 +126,29 @@ SHAPES = [
         id="the same through a gateway that added it up",
     ),
     pytest.param(
+        {
+            "input_tokens": 3,
+            "cache_creation_input_tokens": 40,
+            "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 30},
+            "output_tokens": 9,
+        },
+        TokenUsage(43, 9, cache_write_tokens=40, long_write_tokens=30),
+        id="writes that are kept for an hour",
+    ),
+    pytest.param(
+        {
+            "input_tokens": 75,
+            "input_tokens_details": {
+                "cached_tokens": 0,
+                "cache_write_tokens": 50,
+                "cache_write_tokens_details": {"ttl_12h_tokens": 20, "ttl_30m_tokens": 30},
+            },
+            "output_tokens": 60,
+        },
+        TokenUsage(75, 60, cache_write_tokens=50, long_write_tokens=20),
+        id="writes that are kept for twelve hours",
+    ),
+    pytest.param(
         {"input_tokens": 143, "input_tokens_details": {"cached_tokens": 100}, "cache_read_input_tokens": 100},
         TokenUsage(143, None, 100),
         id="details win over the keys beside them",
@@ -130,8 +160,26 @@ SHAPES = [
             "total_tokens": 95,
             "completion_tokens_details": {"reasoning_tokens": 80},
         },
-        TokenUsage(10, 5, reasoning_tokens=80, extra_output_tokens=80),
+        TokenUsage(10, 85, reasoning_tokens=80),
         id="reasoning counted beside the output",
+    ),
+    pytest.param(
+        {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 105},
+        TokenUsage(9, 96),
+        id="thoughts that only the total tells of",
+    ),
+    pytest.param(
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 85,
+            "total_tokens": 95,
+            "completion_tokens_details": {"reasoning_tokens": 80},
+        },
+        TokenUsage(10, 85, reasoning_tokens=80),
+        id="reasoning counted within the output",
+    ),
+    pytest.param(
+        {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 3}, TokenUsage(10, 5), id="a total that is wrong"
     ),
     pytest.param(
         {"prompt_tokens": 57, "completion_tokens": 17, "cost": 7.2e-05, "is_byok": False},
@@ -140,6 +188,7 @@ SHAPES = [
     ),
     pytest.param({"prompt_tokens": 0, "completion_tokens": 0}, TokenUsage(0, 0), id="zero is known"),
     pytest.param({"completion_tokens": 3}, TokenUsage(None, 3), id="output alone"),
+    pytest.param({"completion_tokens": 3, "total_tokens": 9}, TokenUsage(None, 3), id="output and a total"),
     pytest.param({"prompt_tokens": None, "input_tokens": 4}, TokenUsage(4, None), id="null beside a count"),
 ]
 
@@ -297,3 +346,64 @@ def test_counts_are_reported_as_they_were_sent(
     )
 
     assert TokenUsage(given_, made, cached, reasoning_tokens=reasoning) == usage
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (6.25, "6.25"),
+        (7, "7"),
+        (0, "0"),
+        (-1, None),
+        (True, None),
+        ("7", None),
+        (None, None),
+        (math.inf, None),
+        (math.nan, None),
+    ],
+)
+def test_seconds_are_a_number_that_is_not_negative(seconds: object, expected: str | None) -> None:
+    """Usage by duration tells how long the sound was, exactly as it was written."""
+    assert (None if expected is None else Decimal(expected)) == seconds_of({"type": "duration", "seconds": seconds})
+
+
+# --- an agent framework's -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (
+            {
+                "input_token_count": 150,
+                "output_token_count": 50,
+                "cache_read_input_token_count": 100,
+                "cache_creation_input_token_count": 20,
+                "reasoning_output_token_count": 30,
+            },
+            TokenUsage(150, 50, 100, 20, 30),
+        ),
+        (
+            {
+                "input_token_count": 30,
+                "output_token_count": 50,
+                "anthropic.cache_read_input_tokens": 100,
+                "cache_read_input_token_count": 100,
+                "anthropic.cache_creation_input_tokens": 20,
+                "cache_creation_input_token_count": 20,
+            },
+            TokenUsage(150, 50, 100, 20),
+        ),
+        ({"input_token_count": 150, "output_token_count": None}, TokenUsage(150, None)),
+        ({"input_token_count": 0, "output_token_count": 0}, TokenUsage(0, 0)),
+        ({"input_token_count": -1, "output_token_count": True}, None),
+        ({"input_token_count": "150", "output_token_count": 1.5}, None),
+        ({"total_token_count": 200}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_an_agent_frameworks_usage_is_read(details: dict[str, Any] | None, expected: TokenUsage | None) -> None:
+    """As mapping or object; what is no count is unknown, and Anthropic's input is completed by what was cached."""
+    assert expected == usage_from_details(details)
+    assert expected == usage_from_details(None if details is None else SimpleNamespace(**details))

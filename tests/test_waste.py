@@ -24,6 +24,7 @@ from taskpilot_instrument.sinks._ledger_memory import MemoryLedger
 from taskpilot_instrument.sinks.ledger import to_pico
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.testing import Captured, capture
+from taskpilot_instrument.usage import TokenUsage
 
 pytestmark = pytest.mark.openai
 
@@ -352,6 +353,15 @@ def test_waste_is_the_exact_sum_over_what_did_not_succeed(calls: list[Any], paus
 def test_only_llm_calls_waste() -> None:
     """What a run wasted is the sum of its calls, and is not counted once more."""
     assert waste_of(llm_call(outcome=Outcome.ERROR)._replace(llm=None)) is None
+
+
+@pytest.mark.parametrize(("usage", "tokens"), [(TokenUsage(150, None), 150), (TokenUsage(None, 50), 50)])
+def test_tokens_that_nobody_told_are_not_made_up(usage: TokenUsage, tokens: int) -> None:
+    """A call that told one of its counts wasted at least those."""
+    record = llm_call(MODEL, outcome=Outcome.ERROR)
+    wasted = waste_of(record._replace(usage=usage))
+    assert wasted is not None
+    assert tokens == wasted.tokens
 
 
 def test_a_cost_that_is_known_in_part_is_a_lower_bound() -> None:

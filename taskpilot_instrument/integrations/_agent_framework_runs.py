@@ -1,10 +1,11 @@
 """Beginning the runs of agent-framework, and reading and making what it says."""
 
+import functools
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from taskpilot_instrument._framework_runs import FrameworkRun, begin, begin_tool, guarded
+from taskpilot_instrument._framework_runs import FrameworkRun, Signals, begin, begin_tool, guarded
 from taskpilot_instrument.semconv import Kind
 
 #: The name that a workflow gets which was given none; an id is no label.
@@ -35,10 +36,13 @@ def workflow_run(workflow: Any, message: Any) -> FrameworkRun | None:
     )
 
 
-def _signals() -> tuple[type[BaseException], ...]:
-    from agent_framework import MiddlewareTermination
+@functools.cache
+def _signals() -> Signals:
+    """Return with what a middleware ends a run, and a tool waits for a person."""
+    import agent_framework
 
-    return (MiddlewareTermination,)
+    names = ("MiddlewareTermination", "UserInputRequiredException")
+    return tuple(getattr(agent_framework, name) for name in names if hasattr(agent_framework, name))
 
 
 def _workflow_name(workflow: Any) -> str:

@@ -16,7 +16,7 @@ from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument._totals import Totals
 from taskpilot_instrument.semconv import OPERATION_CHAT, Kind, Outcome
 from taskpilot_instrument.typing import Clock
-from taskpilot_instrument.usage import TokenUsage
+from taskpilot_instrument.usage import usage_from_details
 
 _WARD: Final = "_taskpilot_ward"
 
@@ -217,7 +217,7 @@ def tell_usage(
     totals = run.totals
     if totals is None or totals.begun:
         return
-    usage = usage_of(getattr(response, "usage_details", None))
+    usage = usage_from_details(getattr(response, "usage_details", None))
     if usage is None:
         return
     provider = getattr(client, "otel_provider_name", None) or getattr(client, "OTEL_PROVIDER_NAME", None)
@@ -235,27 +235,6 @@ def tell_usage(
         call = Operation(recorder._replace(clock=began), Kind.LLM, OPERATION_CHAT, llm=llm)
     call.announce()
     call.finish(end_ns=recorder.clock.monotonic_ns())
-
-
-def usage_of(details: Any) -> TokenUsage | None:
-    """Return the framework's ``usage_details`` as token usage; None where they tell neither input nor output."""
-    if not details:
-        return None
-    told: dict[str, Any] = dict(details if isinstance(details, Mapping) else vars(details))
-    given, made = _count(told.get("input_token_count")), _count(told.get("output_token_count"))
-    if given is None and made is None:
-        return None
-    return TokenUsage(
-        given,
-        made,
-        _count(told.get("cache_read_input_token_count")) or 0,
-        _count(told.get("cache_creation_input_token_count")) or 0,
-        _count(told.get("reasoning_output_token_count")) or 0,
-    )
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
 
 
 def _text(value: object) -> str | None:

@@ -24,8 +24,13 @@ from taskpilot_instrument.semconv import Kind
 
 #: What the framework calls a graph that was given no name.
 _NAMELESS: Final = "LangGraph"
-#: The one node of an agent without tools, as the framework's makers of agents call it.
+#: The node of an agent without tools that calls the model, as the framework's makers of agents call it.
 _MODEL_NODES: Final = frozenset({"agent", "model"})
+#: What else they put into it: hooks and middleware around the model, and the step that gives the answer its form.
+_BESIDE_MODEL: Final = (
+    "pre_model_hook", "post_model_hook", "generate_structured_response",
+    ".before_agent", ".before_model", ".after_model", ".after_agent",
+)  # fmt: skip
 #: The subject of a node's run: what a node calls beneath itself is a part of it, and no agent of its own.
 _NODE: Final = object()
 
@@ -113,9 +118,10 @@ def _name(graph: Any, config: Any) -> str:
 def _is_agent(graph: Any) -> bool:
     """Tell whether a graph is a model with its tools."""
     nodes = {name: node for name, node in graph.nodes.items() if not name.startswith("__")}
-    return any(_runs_tools(getattr(node, "bound", None)) for node in nodes.values()) or (
-        len(nodes) == 1 and nodes.keys() <= _MODEL_NODES
-    )
+    if any(_runs_tools(getattr(node, "bound", None)) for node in nodes.values()):
+        return True
+    steps = [name for name in nodes if not name.endswith(_BESIDE_MODEL)]
+    return len(steps) == 1 and steps[0] in _MODEL_NODES
 
 
 def _runs_tools(step: Any) -> bool:

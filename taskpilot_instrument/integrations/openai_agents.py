@@ -85,7 +85,7 @@ def patches() -> list[Switch]:
     from agents.tracing.spans import NoOpSpan
     from agents.tracing.traces import NoOpTrace
 
-    return [
+    found: list[Switch] = [
         Patch(Everyone, "on_trace_start", _before(_trace_started)),
         Patch(Everyone, "on_trace_end", _before(_trace_ended)),
         Patch(Everyone, "on_span_start", _before(_span_started)),
@@ -95,6 +95,16 @@ def patches() -> list[Switch]:
         Patch(NoOpTrace, "finish", _beside(_trace_ended), optional=True),
         Patch(NoOpSpan, "start", _beside(_span_started), optional=True),
         Patch(NoOpSpan, "finish", _beside(_span_ended), optional=True),
+    ]
+    try:
+        from agents.tracing.traces import ReattachedTrace
+    except ImportError:  # younger than the rest
+        return found
+    # Of a run that goes on after it waited for a person: processors have heard of its trace, and are not told again.
+    return [
+        *found,
+        Patch(ReattachedTrace, "start", _beside(_trace_started), optional=True),
+        Patch(ReattachedTrace, "finish", _beside(_trace_ended), optional=True),
     ]
 
 

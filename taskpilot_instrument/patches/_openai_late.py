@@ -149,9 +149,7 @@ def _usages(fields: Fields, given: Any) -> Iterator[tuple[str, str | None, Token
             model = inner.get("model_name") or inner.get("run_model_name")
             usage = usage_from(each)
             if usage is not None and isinstance(model, str):
-                cached = inner.get("cached_tokens")
-                known = cached if isinstance(cached, int) and cached > 0 else 0
-                yield f" {model}", model, usage._replace(cached_tokens=known)
+                yield f" {model}", model, usage
         return
     found = fields.get("usage") or given
     usage = usage_from(found) if found else None
