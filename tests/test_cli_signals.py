@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
 from taskpilot_instrument._signals_json import from_json, to_json
-from taskpilot_instrument._waste import Waste, WasteInMetrics
+from taskpilot_instrument._waste import Lost, Waste, WasteInMetrics
 from taskpilot_instrument.cli import main
 from taskpilot_instrument.golden import of_sample
+from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks._signals import Sample
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web import Server, serve
@@ -166,6 +167,7 @@ SAMPLES = st.builds(
     | st.builds(Waste, counts, counts, counts, counts, sums, counts)
     | st.builds(WasteInMetrics, counts, counts, counts, sums, st.none() | counts),
     p95_bounds_ms=st.none() | st.tuples(st.floats(0, 1e9), st.floats(0, 1e9) | st.just(math.inf)),
+    lost=st.none() | st.dictionaries(st.sampled_from(list(Outcome)), st.builds(Lost, counts, sums, counts)),
 )
 
 
