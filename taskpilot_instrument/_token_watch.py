@@ -52,9 +52,6 @@ class TokenWatch:
 
     where = "token_limit"
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only what has finished has met a limit."""
-
     def finished(self, record: Finished, /) -> None:
         """Note what limits the call met."""
         if record.llm is not None and record.operation is not None:

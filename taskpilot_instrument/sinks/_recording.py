@@ -12,7 +12,7 @@ from prometheus_client.samples import Exemplar
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
-from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._operation import current
 from taskpilot_instrument._pace import seconds_of_output
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument._waste import Waste, waste_of
@@ -102,9 +102,6 @@ class Recording:
         self._runs, self._calls, self._spends = {}, {}, {}
 
     # --- finished operations --------------------------------------------------------------------
-
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only finished operations count."""
 
     def finished(self, record: Finished, /) -> None:
         """Count one finished operation, at the latest before anybody asks."""

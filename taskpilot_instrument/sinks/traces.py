@@ -82,9 +82,6 @@ class TraceSink:
             name, context, kind=span_kind, attributes=tags, start_time=operation.started_at_ns
         )
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: the span is open already."""
-
     def finished(self, record: Finished, /) -> None:
         """Write the tags of a finished operation and end its span."""
         span = record.span
