@@ -81,15 +81,13 @@ class Operation:
             parent = self.opened_workflow = Operation(recorder, Kind.WORKFLOW, name)
             outer, around = parent.context, name
         self.recorder = recorder
-        self.ids: Ids
-        self.context: Context
         self.kind = kind
         self.name = name
         self.parent = parent
         self.subject = subject
         self.attributes = attributes
         self.llm = llm
-        self.ids = new_ids(
+        self.ids: Ids = new_ids(
             parent.ids if parent is not None else remote.ids if remote is not None else None,
             request_id=request_id, session_id=session_id, user_id=user_id,
         )  # fmt: skip
@@ -128,10 +126,10 @@ class Operation:
             raise
         # One copy of the context for both keys, where set_value() would make two for each. Without a span of our own
         # the one around stays current.
-        self.context = context = Context(outer)
-        _set(context, _KEY, self)
+        self.context: Context = Context(outer)
+        _set(self.context, _KEY, self)
         if self.span is not INVALID_SPAN:
-            _set(context, _SPAN_KEY, self.span)
+            _set(self.context, _SPAN_KEY, self.span)
 
     def _open_span(self, outer: Context) -> Span:
         try:
