@@ -54,8 +54,9 @@ class TokenWatch:
 
     def finished(self, record: Finished, /) -> None:
         """Note what limits the call met."""
-        if record.llm is not None and record.operation is not None:
-            watch(record, record.llm, record.operation, record.operation.recorder.note)
+        call, operation = record.llm, record.operation
+        if call is not None and operation is not None:
+            watch(record, call, operation, operation.recorder.note)
 
     def noted(self, event: Event, /) -> None:
         """Do nothing: what is noted comes from here."""

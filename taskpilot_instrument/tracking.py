@@ -1,5 +1,6 @@
 """Record an LLM call that no patch can see: another provider's client, a gateway, an agent framework's result."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,7 +84,7 @@ def track_llm_metrics(
     )
     metrics.record_call(record)
     if recorder is not None and metrics in recorder.sinks:
-        _charge(record._replace(ids=around.ids) if around is not None else record, recorder)
+        _charge(replace(record, ids=around.ids) if around is not None else record, recorder)
     watch(record, call, around, recorder.note if recorder is not None and metrics in recorder.sinks else metrics.noted)
     return float(price.usd) if price is not None else None
 

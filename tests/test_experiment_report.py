@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def play(
         record = workflow_run(outcome=outcome, ms=ms, cost=None if usd is None else Decimal(repr(usd)))
         ids = Ids(f"req-{unit}-{number}", variants=pairs)
         source = COST_PARTIAL if partial else None
-        captured.metrics.finished(record._replace(ids=ids, cost_source=source))
+        captured.metrics.finished(replace(record, ids=ids, cost_source=source))
 
 
 def alike(seed: int, *, rate: float = 0.9) -> Run:

@@ -394,7 +394,7 @@ FAULTS: dict[str, Fault] = {
     "retries and request id": fault(break_transport, "transport"),
     # an answer is read
     "answer": fault(method(_openai_call, "read_response"), "usage"),
-    "usage": fault(method(_openai_response, "read_usage"), "usage"),
+    "usage": fault(method(_openai_response, "usage_in"), "usage"),
     "stream class": fault(method(_openai_call, "watched_class"), "stream"),
     "watch": fault(method(_openai_call, "Watch"), "usage"),
     "hooks on the response": fault(method(_streams.Watch, "hook"), "usage"),

@@ -20,7 +20,16 @@ from taskpilot_instrument.semconv import (
     Outcome,
 )
 from taskpilot_instrument.typing import Capture
-from taskpilot_instrument.usage import AUDIO_SECONDS, Beside, Fields, TokenUsage, fields_of, read_usage, seconds_of
+from taskpilot_instrument.usage import (
+    AUDIO_SECONDS,
+    Beside,
+    Fields,
+    TokenUsage,
+    fields_of,
+    read_usage,
+    seconds_of,
+    usage_in,
+)
 
 Failure = tuple[Outcome, str | None]
 
@@ -57,7 +66,7 @@ def read_response(
     """
     fields = fields_of(response)
     _identify(call, fields)
-    call.usage = read_usage(response)
+    call.usage = usage_in(fields)
     failure = None
     if isinstance(choices := fields.get("choices"), list):
         reasons = [_reason(choice) for choice in choices]
