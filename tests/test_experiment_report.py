@@ -395,7 +395,7 @@ def test_runs_from_elsewhere_count_without_their_unit(captured: Captured) -> Non
     play(captured, range(50), lambda _variant, _unit: (True, 1.0, 0.1))
     for n in range(50):
         ids = Ids(f"req-{n}", variants=((NAME, "terse"), ("not-known-here", "b"), (NAME, "nonsense")))
-        captured.metrics.finished(workflow_run()._replace(ids=ids))
+        captured.metrics.finished(replace(workflow_run(), ids=ids))
     report = captured.handle.experiment_report(NAME)
     assert (100, 50) == (sum(each.runs for each in report.variants), sum(each.units for each in report.variants))
     assert (NAME,) == captured.handle.experiment_names()
@@ -443,7 +443,7 @@ def test_correctness_is_judged_where_users_answer(captured: Captured) -> None:
     design = design_of(NAME, BOTH, None)
     for n in range(800):
         variant: Assigned = assign(design, n)
-        captured.metrics.finished(workflow_run()._replace(ids=Ids(f"req-{n}", variants=((NAME, variant),))))
+        captured.metrics.finished(replace(workflow_run(), ids=Ids(f"req-{n}", variants=((NAME, variant),))))
         right = chance.random() < (0.9 if variant == "terse" else 0.6)
         captured.metrics.trials.voted([(NAME, variant)], f"req-{n}", right)
     report = captured.handle.experiment_report(NAME)

@@ -6,12 +6,13 @@ work. The families are collected together by one collector of ours, which adds w
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.values import MutexValue
 
 from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._collector import finish_orphans
@@ -175,21 +176,24 @@ class Families(Collector):
 def adder(child: Counter) -> Callable[[float], None]:
     """Return what adds to a child of a counter, an amount that is not negative.
 
-    ``inc`` checks both that and the labels each time, which takes as long as the adding.
+    ``inc`` checks both that and the labels each time, which takes as long as the adding. Whoever calls it holds the one
+    lock under which that child is added to.
     """
-    add: Callable[[float], None] = getattr(child, "_value", child).inc
-    return add
+    return _adder(getattr(child, "_value", child))
 
 
 def observer(child: Histogram) -> Callable[..., None]:
-    """Return what adds a value to a child of a histogram; ``observe`` goes through the buckets one by one."""
+    """Return what adds a value to a child of a histogram; ``observe`` goes through the buckets one by one.
+
+    Whoever calls it holds the one lock under which that child is added to.
+    """
     try:
         bounds: list[float] = child._upper_bounds  # noqa: SLF001 - see above
-        add = child._sum.inc  # noqa: SLF001
+        add = _adder(child._sum)  # noqa: SLF001
         buckets = child._buckets  # noqa: SLF001
-        count = [bucket.inc for bucket in buckets]
     except AttributeError:
         return lambda value, exemplar=None: child.observe(value, exemplar.labels if exemplar is not None else None)
+    count = [_adder(bucket) for bucket in buckets]
 
     def observe(value: float, exemplar: Exemplar | None = None) -> None:
         place = bisect_left(bounds, value)
@@ -199,6 +203,18 @@ def observer(child: Histogram) -> Callable[..., None]:
             buckets[place].set_exemplar(exemplar)
 
     return observe
+
+
+def _adder(number: Any) -> Callable[[float], None]:
+    """Return what adds to a number of prometheus_client's, past its own lock, which takes longest of all."""
+    if type(number) is not MutexValue or type(getattr(number, "_value", None)) is not float:
+        add: Callable[[float], None] = number.inc
+        return add
+
+    def plus(amount: float) -> None:
+        number._value += amount  # noqa: SLF001 - see above
+
+    return plus
 
 
 def _add_said(metric: Metric, family: str, said: Said) -> None:

@@ -314,7 +314,8 @@ class Recording:
         """
         agent = self.families.labels.admit(semconv.AGENT, agent)
         verdict = semconv.VERDICT_CORRECT if correct else semconv.VERDICT_INCORRECT
-        adder(self.families.counter(semconv.M_FEEDBACK, verdict, agent))(-1)
+        child: Any = self.families.counter(semconv.M_FEEDBACK, verdict, agent)
+        getattr(child, "_value", child).inc(-1)
         with self._lock:
             cell = self._verdicts_of(agent, workflow)
             if correct:
