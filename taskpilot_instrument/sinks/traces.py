@@ -130,18 +130,19 @@ class TraceSink:
         span.end()
 
     def _tags(self, record: Finished) -> dict[str, Any]:
-        ids, usage, llm = record.ids, record.usage, record.llm
+        usage, llm = record.usage, record.llm
+        request_id, session_id, user_id, variants = record.ids
         tags: dict[str, Any] = {
-            names.REQUEST_ID: ids.request_id,
+            names.REQUEST_ID: request_id,
             names.LATENCY_MS: record.duration_ns / 1e6,
             names.OUTCOME: str(record.outcome),
         }
-        if ids.session_id is not None:
-            tags[names.SESSION_ID] = ids.session_id
-        if ids.user_id is not None:
-            tags[names.USER_ID] = ids.user_id
-        if ids.variants:
-            tags[names.EXPERIMENT], tags[names.VARIANT] = experiments_of(ids)
+        if session_id is not None:
+            tags[names.SESSION_ID] = session_id
+        if user_id is not None:
+            tags[names.USER_ID] = user_id
+        if variants:
+            tags[names.EXPERIMENT], tags[names.VARIANT] = experiments_of(record.ids)
         if usage is not None:
             _usage_tags(tags, usage, record.kind)
         if record.cost is not None:
@@ -194,16 +195,17 @@ def _stack_of(error: BaseException) -> str:
 
 
 def _usage_tags(tags: dict[str, Any], usage: TokenUsage, kind: Kind) -> None:
-    if usage.input_tokens is not None:
-        tags[names.INPUT_TOKENS] = usage.input_tokens
-    if usage.output_tokens is not None:
-        tags[names.OUTPUT_TOKENS] = usage.output_tokens
-    if kind is Kind.WORKFLOW:  # the conventions have usage on calls and agents; once more, and it is billed again
-        return
-    if usage.input_tokens is not None:
-        tags[names.GEN_AI_USAGE_INPUT_TOKENS] = usage.input_tokens
-    if usage.output_tokens is not None:
-        tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = usage.output_tokens
+    # The conventions have usage on calls and agents; once more, and it is billed again.
+    told_twice = kind is not Kind.WORKFLOW
+    given, made = usage.input_tokens, usage.output_tokens
+    if given is not None:
+        tags[names.INPUT_TOKENS] = given
+        if told_twice:
+            tags[names.GEN_AI_USAGE_INPUT_TOKENS] = given
+    if made is not None:
+        tags[names.OUTPUT_TOKENS] = made
+        if told_twice:
+            tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = made
 
 
 def set_tags(span: Span, tags: dict[str, Any]) -> None:
@@ -213,16 +215,13 @@ def set_tags(span: Span, tags: dict[str, Any]) -> None:
     construction, so where the SDK's own container is found as expected they go in as they are.
     """
     attributes = getattr(span, "_attributes", None)
-    if (
-        _CONTAINER_IS_KNOWN
-        and type(attributes) is BoundedAttributes
-        and attributes.max_value_len is None
-        and (attributes.maxlen is None or len(attributes) + len(tags) <= attributes.maxlen)
-    ):
-        with attributes._lock:  # noqa: SLF001 - see above
-            attributes._dict.update(tags)  # noqa: SLF001
-    else:
-        span.set_attributes(tags)
+    if _CONTAINER_IS_KNOWN and type(attributes) is BoundedAttributes and attributes.max_value_len is None:
+        held, most = attributes._dict, attributes.maxlen  # noqa: SLF001 - see above
+        if most is None or len(held) + len(tags) <= most:
+            with attributes._lock:  # noqa: SLF001
+                held.update(tags)
+            return
+    span.set_attributes(tags)
 
 
 def _container_is_known() -> bool:
