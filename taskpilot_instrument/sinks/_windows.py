@@ -175,7 +175,7 @@ TIERS: Final = (
 _ALL_TIME_CELLS: Final = 4096
 _DAWN: Final = -(1 << 62)
 _NEVER: Final = 1 << 62
-#: What waits to be counted; a call takes five microseconds, for which that whole number makes one caller wait.
+#: So many wait at most. To count one takes some five microseconds, and whoever brings the last waits for all of them.
 _MOST_WAITING: Final = 50
 
 Facts = TypeVar("Facts")
