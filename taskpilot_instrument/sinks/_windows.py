@@ -271,7 +271,8 @@ class Windows:
 
     def bucket(self) -> Bucket:
         """Return the bucket of this moment."""
-        self.settle()
+        if self._waiting:
+            self.settle()
         now = self._now_ns()
         if now >= self._ends_ns:
             self._roll(0, now)
@@ -302,9 +303,7 @@ class Windows:
             self.settle()
 
     def settle(self) -> None:
-        """Count what waits."""
-        if not self._waiting:
-            return
+        """Count what waits; what another thread is counting has been counted, too, when this returns."""
         with self.lock:
             while self._waiting:
                 count, facts = self._waiting.popleft()
