@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import openai
 
@@ -21,6 +22,8 @@ from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply, ToolC
 from taskpilot_instrument.usage import TokenUsage
 
 MODEL = "gpt-4o-mini"
+#: Whose goals these are; an application knows it from its session.
+USER = "user-1"
 PLANNER = "You plan. Answer with numbered steps."
 REVIEWER = "You review plans. Answer OK, or REJECT and why, where personal data would leave the company."
 EXECUTOR = "You carry plans out with the tools that you have."
@@ -136,7 +139,7 @@ def _tool(name: str, *parameters: str) -> Any:
 
 async def triage(goal: str, request_id: str, client: openai.AsyncOpenAI, metrics: tp.MetricsBackend) -> list[str]:
     """Plan, review and carry out one goal, as one workflow run."""
-    with tp.workflow("triage", request_id=request_id):
+    with tp.workflow("triage", request_id=request_id, user_id=USER):
         plan = await PlannerAgent(client).run(goal)
         await ReviewerAgent(client, metrics).run(plan)
         return await ExecutorAgent(client).run(plan)
@@ -157,16 +160,16 @@ async def work_off(
 
     :param tell: hears each goal and what became of it.
     """
-    for number, goal in enumerate(goals, 1):
+    for goal in goals:
+        request_id = f"req-{uuid4().hex[:12]}"  # an application has one of its own, that of the HTTP request perhaps
         try:
-            results = await triage(goal, f"req-{number:04d}", client, metrics)
+            results = await triage(goal, request_id, client, metrics)
         except tp.BlockedError as refusal:
             tell(goal, f"blocked: {refusal}")
         except (ConnectionError, openai.OpenAIError) as error:
             tell(goal, f"failed: {error}")
         else:
-            verdict = "correct" if ask_user(goal) else "incorrect"
-            metrics.increment_counter(f"llm.quality.user_confirmed_{verdict}")
+            tp.record_feedback(correct=ask_user(goal), request_id=request_id, user=USER)
             tell(goal, "; ".join(results) or "nothing to do")
 
 

@@ -13,7 +13,7 @@ from taskpilot_instrument._instrument import (
     record_feedback,
     uninstrument,
 )
-from taskpilot_instrument._reporting import report
+from taskpilot_instrument._report.entry import report
 from taskpilot_instrument._text_rules import Keywords, Patterns
 from taskpilot_instrument._tool_rules import ArgumentRule, MaxToolCalls, ToolAllowList
 from taskpilot_instrument._version import __version__

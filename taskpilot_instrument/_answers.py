@@ -1,9 +1,11 @@
 """What the handle answers, from what the metrics and the ledger hold."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from taskpilot_instrument import comparison, golden
 from taskpilot_instrument._assembly import Parts
+from taskpilot_instrument._backends import price_book
 from taskpilot_instrument._collector import finish_orphans
 from taskpilot_instrument._fleet import ask
 from taskpilot_instrument._waste import Waste
@@ -50,15 +52,20 @@ class Answers:
         finish_orphans()
         return golden.compute(self.metrics, window=window, workflow=workflow, agent=agent, model=model)
 
-    def compare_models(self, *, window: str | None = None, agent: str | None = None) -> ModelComparison:
+    def compare_models(
+        self, *, window: str | None = None, agent: str | None = None, reprice: Iterable[str] = ()
+    ) -> ModelComparison:
         """Compare the models that were called: success, speed, cost and correctness, with 95 % intervals.
 
         :param window: how far back, such as ``15m``, ``1h`` or ``24h``; None means since the start.
         :param agent: only this agent's calls and runs.
-        :raises ConfigurationError: for a window that cannot be read or is not kept.
+        :param reprice: say also what the same tokens would have cost at the prices of these models.
+        :raises ConfigurationError: for a window that cannot be read or is not kept, or a model without a price.
         """
         finish_orphans()
-        return comparison.compare(self.metrics, window=window, agent=agent)
+        return comparison.compare(
+            self.metrics, window=window, agent=agent, reprice=reprice, book=price_book(self.settings)
+        )
 
     def experiment_report(
         self, name: str, *, window: str | None = None, margin_points: float = 2.0, margin_percent: float = 5.0

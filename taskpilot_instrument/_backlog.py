@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import monotonic, sleep
 from typing import Final, NamedTuple
 
@@ -26,7 +26,7 @@ class Settlement(NamedTuple):
     """
 
     reservation: str
-    charges: tuple[Claim, ...]
+    charges: Sequence[Claim]
     budgets: tuple[Budget, ...]
 
 
@@ -38,15 +38,13 @@ class Backlog:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._waiting: deque[Settlement] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        #: Oldest first; read only.
+        self.waiting: deque[Settlement] = deque()
 
     def add(self, settlement: Settlement) -> None:
         """Let one more wait."""
-        if len(self._waiting) < _MOST:
-            self._waiting.append(settlement)
+        if len(self.waiting) < _MOST:
+            self.waiting.append(settlement)
         elif count("ledger_backlog"):
             _log.error(
                 "taskpilot_instrument: the ledger is away for so long that %d settlements wait for it; "
@@ -61,13 +59,13 @@ class Backlog:
         """
         for _ in range(most):
             try:
-                settlement = self._waiting.popleft()
+                settlement = self.waiting.popleft()
             except IndexError:  # all done, perhaps by another thread
                 return
             try:
                 standings = self._ledger.settle(settlement.reservation, settlement.charges, now_s)
             except LedgerError:
-                self._waiting.appendleft(settlement)
+                self.waiting.appendleft(settlement)
                 return
             yield settlement, standings
 
@@ -77,11 +75,11 @@ class Backlog:
         while True:
             for _ in self.settle(now_s, _MOST):
                 pass
-            if not self._waiting or monotonic() > until:
+            if not self.waiting or monotonic() > until:
                 break
             sleep(_NAP_S)
-        if self._waiting:
+        if self.waiting:
             _log.error(
                 "taskpilot_instrument: the ledger cannot be reached; what the latest %d calls cost is not in it",
-                len(self._waiting),
+                len(self.waiting),
             )

@@ -1,7 +1,7 @@
 """Whom a call is charged to: of every budget that speaks of it, the account and window, and the most it may cost."""
 
 import logging
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._budget_windows import Window
@@ -17,6 +17,8 @@ _log = logging.getLogger("taskpilot_instrument")
 _MOST_ACCOUNTS: Final = 100_000
 #: A named tuple by its name takes twice as long to make.
 _new: Final = tuple.__new__
+#: No budget assumes so little.
+_NOT_ASKED: Final = -1
 
 
 class Kept:
@@ -65,23 +67,36 @@ class Kept:
         return account
 
 
-#: What a call is charged to: budget, window, account with the most that the call may cost, and whether its price is
-#: known. Plain tuples, because they are made for each call.
-Account = tuple[Kept, Window, Claim, bool]
+class Charged(NamedTuple):
+    """Whom one call is charged to.
+
+    :param claims: of each account, the most that the call may cost.
+    :param whose: of each account, its budget and window.
+    :param is_priced: False where the model has no price: then the claims are over nothing.
+    """
+
+    claims: list[Claim]
+    whose: list[tuple[Kept, Window]]
+    is_priced: bool
 
 
 def accounts_of(
     budgets: tuple[Kept, ...], worst_case: WorstCase, llm: LLMCall, call: Operation | Finished, now_s: float
-) -> tuple[Account, ...]:
-    """Return whom a call is charged to.
+) -> Charged | None:
+    """Return whom a call is charged to; None where no budget speaks of it.
 
     :param call: says who makes it.
     """
     values: dict[str, str | None] | None = None
-    worst: dict[int, int | None] = {}
-    found: list[Account] = []
+    most: int | None = None
+    assumed = _NOT_ASKED
+    claims: list[Claim] = []
+    whose: list[tuple[Kept, Window]] = []
     for kept in budgets:
-        names, window = kept.whole, kept.window(now_s)  # a new window forgets the accounts of the last
+        since, until, window = kept.span
+        if not since <= now_s < until:
+            window = kept.window(now_s)  # a new window forgets the accounts of the last
+        names = kept.whole
         if kept.is_scoped:
             if values is None:
                 values = _values_of(llm, call)
@@ -90,14 +105,13 @@ def accounts_of(
                 continue
             if kept.is_open:
                 names = tuple(dict.fromkeys([kept.bounded(name) for name in names]))
-        assumed = kept.assumed_output_tokens
-        if assumed not in worst:
-            worst[assumed] = worst_case.pico(llm, assumed)
-        most = worst[assumed]
+        if kept.assumed_output_tokens != assumed:  # nearly always the same for all
+            assumed = kept.assumed_output_tokens
+            most = worst_case.pico(llm, assumed)
         for name in names:
-            claim = _new(Claim, (name, window.key, most or 0, kept.limit_pico))
-            found.append((kept, window, claim, most is not None))
-    return tuple(found)
+            claims.append(_new(Claim, (name, window[0], most or 0, kept.limit_pico)))
+            whose.append((kept, window))
+    return _new(Charged, (claims, whose, most is not None)) if claims else None
 
 
 def _values_of(llm: LLMCall, call: Operation | Finished) -> dict[str, str | None]:

@@ -2,22 +2,27 @@
 
 import json
 import logging
+import os
 import re
 import socket
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import urlopen
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
-from taskpilot_instrument._commands import BAD, OK, CommandError, show_table
+from taskpilot_instrument._commands import BAD, OK, no_price, quiet, show_table
 from taskpilot_instrument.errors import TaskpilotError
 
+if TYPE_CHECKING:
+    from taskpilot_instrument._prometheus import Rule
+
 _WRONG: Final = "wrong"
+#: Seconds that the answers of a Prometheus may take here, where somebody waits for them.
+_TIMEOUT_S: Final = 10
 #: What else may be installed, by the extra that brings it.
 _EXTRAS: Final = {"web": "starlette", "cli": "rich", "redis": "redis", "experiments": "scipy"}
 #: Frameworks that can be observed, by what is imported of them.
@@ -60,7 +65,7 @@ def _rows(options: Namespace) -> Iterator[Row]:
     yield Row("prices", *_prices(options.model))
     yield Row("ledger", *_ledger(settings))
     if options.prometheus is not None:
-        yield from _prometheus(options.prometheus, settings.service_name)
+        yield from _prometheus(options.prometheus, settings)
     else:
         yield Row("rules", "off", "not looked for: give --prometheus URL")
     for extra, module in _EXTRAS.items():
@@ -75,7 +80,8 @@ def _patches(settings: Any) -> Iterator[Row]:
     from taskpilot_instrument._instrument import instrument
 
     try:
-        with instrument(settings=settings, logs="off", metrics_port=None) as handle:
+        # The ledger has a row of its own; to check is not to make one.
+        with instrument(settings=settings, logs="off", metrics_port=None, ledger="memory") as handle:
             health = handle.health()
     except TaskpilotError as error:
         yield Row("instrument()", _WRONG, str(error))
@@ -149,19 +155,23 @@ def _prices(model: str | None) -> tuple[str, str]:
     from taskpilot_instrument.usage import TokenUsage
 
     name = model or "gpt-4o-mini"
-    price = BOOK.price(TokenUsage(1, 1), name)
+    with quiet():
+        price = BOOK.price(TokenUsage(1, 1), name)
     if price is None:
-        return _WRONG, f'{name} has no known price: set MODEL_PRICING["{name}"] = {{"input": …, "output": …}}'
+        return _WRONG, no_price(name)
     return "ok", f"{name} by {price_table_date() if price.source != 'user' else 'a price of your own'}"
 
 
 def _ledger(settings: Any) -> tuple[str, str]:
     from taskpilot_instrument.redaction import redact
-    from taskpilot_instrument.sinks.ledger import default_path, open_ledger
+    from taskpilot_instrument.sinks.ledger import default_path, file_of, open_ledger
 
     if settings.ledger is None:
         return "off", f"opened at {default_path()} once budgets need it"
     try:
+        file = file_of(settings.ledger)
+        if file is not None and not file.exists():
+            return _new_ledger(file)
         ledger = open_ledger(settings.ledger)
         ledger.standings([("check", "total")], time.time())
         ledger.close()
@@ -170,54 +180,56 @@ def _ledger(settings: Any) -> tuple[str, str]:
     return "ok", redact(str(settings.ledger))
 
 
+def _new_ledger(file: Path) -> tuple[str, str]:
+    """Say what becomes of the path of a file that is not there; to check is not to make it."""
+    folder = file.parent if file.parent.exists() else file.parent.parent
+    if not folder.is_dir():
+        return _WRONG, f"there is no ledger at {file}, and no folder {folder} to make one in: is the path right?"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return _WRONG, f"there is no ledger at {file}, and {folder} may not be written to"
+    return "ok", f"there is none at {file} yet: the first start makes it, and budgets begin at zero"
+
+
 # --- Prometheus ---------------------------------------------------------------------------------
 
 
-def _prometheus(url: str, service: str) -> Iterator[Row]:
+def _prometheus(url: str, settings: Any) -> Iterator[Row]:
+    from taskpilot_instrument._growth import quoted
+    from taskpilot_instrument._prometheus import Prometheus
+
+    timeout_s = min(_TIMEOUT_S, settings.source_timeout_s)
     try:
-        groups = _ask_prometheus(url, "rules")["groups"]
-        targets = _ask_prometheus(url, "query", query=f'up{{job="{service}"}}')["result"]
-    except CommandError as error:
+        asked = Prometheus(url, token=settings.source_token, timeout_s=timeout_s, given_as="--prometheus")
+        labels = asked.matchers or {"job": settings.service_name}
+        selector = ",".join(f"{name}={quoted(value)}" for name, value in labels.items())
+        rules, targets = asked.rules(), asked.query(f"up{{{selector}}}")
+    except TaskpilotError as error:
         yield Row("rules", _WRONG, str(error))
         return
-    yield Row("rules", *_rules([rule for group in groups for rule in group["rules"]]))
-    up = sum(float(target["value"][1]) for target in targets)
-    if not targets:
-        yield Row("scraping", _WRONG, f'no target has job="{service}", the name of the service')
-    else:
+    yield Row("rules", *_rules(rules))
+    up = sum(target.points[-1][1] for target in targets)
+    if targets:
         yield Row("scraping", "ok" if up == len(targets) else _WRONG, f"{up:.0f} of {len(targets)} targets answer")
+    else:
+        whose = "" if asked.matchers else ", the name of the service"
+        yield Row("scraping", _WRONG, f"no target has {selector}{whose}")
 
 
-def _rules(rules: list[dict[str, Any]]) -> tuple[str, str]:
+def _rules(rules: "Sequence[Rule]") -> tuple[str, str]:
     """Say whether rules about our metrics are loaded, work, and have every series that they ask for."""
-    ours = [rule for rule in rules if _OURS.search(rule["query"])]
-    alerts = [rule for rule in ours if rule["type"] == "alerting"]
+    ours = [rule for rule in rules if _OURS.search(rule.query)]
+    alerts = [rule for rule in ours if rule.type == "alerting"]
     if not alerts:
         return _WRONG, "no alert speaks of taskpilot_ metrics: load observability/prometheus/golden-signals-*.yml"
-    failing = [rule for rule in ours if rule.get("health") == "err"]
+    failing = [rule for rule in ours if rule.problem is not None]
     if failing:
-        return _WRONG, f"{failing[0]['name']} cannot be evaluated: {failing[0].get('lastError', '')[:200]}"
-    recorded = {rule["name"] for rule in rules if rule["type"] == "recording"}
-    asked = {name for rule in ours for name in _OURS.findall(rule["query"]) if name.startswith("job:")}
+        return _WRONG, f"{failing[0].name} cannot be evaluated: {(failing[0].problem or '')[:200]}"
+    recorded = {rule.name for rule in rules if rule.type == "recording"}
+    asked = {name for rule in ours for name in _OURS.findall(rule.query) if name.startswith("job:")}
     if asked - recorded:
         return _WRONG, f"nothing records {min(asked - recorded)}: load golden-signals-recording.yml too"
-    firing = sorted(rule["name"] for rule in alerts if rule.get("state") == "firing")
+    firing = sorted(rule.name for rule in alerts if rule.is_firing)
     return (
         "ok",
         f"{len(alerts)} alerts, {len(ours) - len(alerts)} recording rules; firing: {', '.join(firing) or 'none'}",
     )
-
-
-def _ask_prometheus(url: str, path: str, **query: str) -> Any:
-    if urlsplit(url).scheme not in {"http", "https"}:
-        raise CommandError(f"--prometheus={url}: expected an address such as http://127.0.0.1:9090")
-    address = f"{url.rstrip('/')}/api/v1/{path}{f'?{urlencode(query)}' if query else ''}"
-    try:
-        with urlopen(address, timeout=5) as answer:  # noqa: S310 - http, as checked above
-            return json.load(answer)["data"]
-    except HTTPError as error:
-        raise CommandError(f"{url} answered {error.code}") from None
-    except (URLError, OSError) as error:
-        raise CommandError(f"{url} cannot be reached: {getattr(error, 'reason', error)}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CommandError(f"{url} did not answer as Prometheus does") from None

@@ -1,30 +1,31 @@
 """What the commands of the command line do, beside the demo."""
 
 import json
+import logging
+import os
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
-from taskpilot_instrument.errors import SourceError, TaskpilotError
+from taskpilot_instrument._display import usd
+from taskpilot_instrument.errors import TaskpilotError
 
+Made = TypeVar("Made")
 OK: Final = 0
 BAD: Final = 1
-WRONG_USE: Final = 2
 _TOO_MANY: Final = 429
 _SERVERS_FAULT: Final = 500
-#: Worst verdicts first; ``--fail-on`` names the mildest that fails.
-_ORDER: Final = ("critical", "warning", "healthy", "unknown")
 
 
-class CommandError(Exception):
+class CommandError(TaskpilotError):
     """Say why a command cannot be done."""
 
 
@@ -37,7 +38,12 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
 
     :raises CommandError: where it cannot be reached, or refuses.
     """
-    if urlsplit(url).scheme not in {"http", "https"}:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
         raise CommandError(f"--url={url}: expected an address such as http://127.0.0.1:8080")
     given = urlencode({name: value for name, value in query.items() if value is not None})
     request = Request(f"{url.rstrip('/')}{path}{f'?{given}' if given else ''}")  # noqa: S310 - http, as checked above
@@ -62,73 +68,34 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
         raise CommandError(f"{url} did not answer with JSON: is it our page?") from error
 
 
-def signals(options: Namespace) -> int:
-    """Show the golden signals; with ``--fail-on`` the exit status says whether they are good enough."""
-    failing = _ORDER[: _ORDER.index(options.fail_on) + 1] if options.fail_on else ()
-    if not options.watch:
-        return BAD if _look(options) in failing else OK
-    told = ""
-    while True:
-        try:
-            verdict, told = _look(options), ""
-        except (AwayError, SourceError) as error:  # who watches waits for it, and is told once
-            if str(error) != told:
-                print(f"taskpilot-instrument: {error} Waiting for it.", file=sys.stderr, flush=True)
-            told = str(error)
-        else:
-            if verdict in failing:
-                return BAD
-        time.sleep(options.watch)
+def answered(make: Callable[[Any], Made], answer: Any, url: str) -> Made:
+    """Make of a page's answer what it was made of there.
 
-
-def _look(options: Namespace) -> str:
-    """Show the golden signals once, and return their verdict."""
-    asked = {name: getattr(options, name) for name in ("window", "workflow", "agent", "model")}
-    if options.source:
-        found, shown = _of_source(options.source, asked)
-    else:
-        found, shown = ask(options.url, "/signals", options.token, **asked), None
-    if options.format == "json":
-        print(json.dumps(found, indent=None if options.watch else 2), flush=True)
-    elif shown is not None:
-        print(shown, flush=True)
-    else:
-        print(f"Golden signals: {found['verdict']} ({found['runs']} runs)")
-        rows = [
-            (name.replace("_", " "), _shown(signal["value"]), signal["verdict"])
-            for name, signal in found["signals"].items()
-        ]
-        show_table(("signal", "value", "verdict"), rows)
-        sys.stdout.flush()
-    verdict: str = found["verdict"]
-    return verdict
-
-
-def _of_source(source: str, asked: dict[str, str | None]) -> tuple[dict[str, Any], str]:
-    from taskpilot_instrument._instrument import golden_signals
-    from taskpilot_instrument.web import state
-
-    found = golden_signals(source=source, **asked)
-    return state.clean(state.signals(found)), str(found)
+    :raises CommandError: where it is another release's.
+    """
+    try:
+        return make(answer)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CommandError(f"{url} answered in words of another version, or is no page of ours") from error
 
 
 def budgets(options: Namespace) -> int:
     """Show how every budget stands; the exit status says whether one is spent."""
     found = ask(options.url, "/budgets", options.token)
+    rows = answered(lambda told: [_standing(one) for one in told], found, options.url)
     if options.format == "json":
         print(json.dumps(found, indent=2))
     elif not found:
         print("No budget is set: instrument(budgets=[Budget(…)])")
     else:
-        show_table(
-            ("budget", "account", "window", "spent", "limit", "used", "resets"),
-            [
-                (one["name"], one["account"] or "–", one["window"], f"${float(one['spent_usd']):.6f}",
-                 f"${one['limit_usd']}", f"{one['ratio']:.0%}", one["resets_at"] or "never")
-                for one in found
-            ],
-        )  # fmt: skip
+        show_table(("budget", "account", "window", "spent", "limit", "used", "resets"), rows)
     return BAD if any(one["ratio"] >= 1 for one in found) else OK
+
+
+def _standing(one: Mapping[str, Any]) -> tuple[str, ...]:
+    spent, limit = float(one["spent_usd"]), one["limit_usd"]
+    resets = one["resets_at"] or "never"
+    return one["name"], one["account"] or "–", one["window"], usd(spent), f"${limit}", f"{one['ratio']:.0%}", resets
 
 
 def prices(options: Namespace) -> int:
@@ -143,17 +110,39 @@ def prices(options: Namespace) -> int:
         "output": TokenUsage(0, million),
     }
     rows = []
-    for name, usage in parts.items():
-        price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
-        rows.append(
-            (name, "unknown" if price is None else f"${price.usd.normalize():f}", "" if price is None else price.source)
-        )
-    known = any(row[1] != "unknown" for row in rows)
-    print(f"{options.model}, USD for a million tokens, by {price_table_date()}")
+    with quiet():
+        for name, usage in parts.items():
+            price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
+            told = ("unknown", "") if price is None else (f"${price.usd.normalize():f}", price.source)
+            rows.append((name, *told))
+    about = {"provider": options.provider, "tier": options.tier}
+    narrowed = "".join(f", {name} {value}" for name, value in about.items() if value)
+    if all(row[1] == "unknown" for row in rows):
+        print(no_price(options.model, narrowed))
+        return BAD
+    print(f"{options.model}{narrowed}, USD for a million tokens, by {price_table_date()}")
     show_table(("tokens", "price", "source"), rows)
-    if not known:
-        print('Nobody knows its price: set MODEL_PRICING[model] = {"input": …, "output": …}')
-    return OK if known else BAD
+    return OK
+
+
+def no_price(model: str, narrowed: str = "") -> str:
+    """Say that a model's price is not known, and what to do.
+
+    :param narrowed: what the price was asked for beside the model.
+    """
+    setting = f'MODEL_PRICING["{model}"] = {{"input": …, "output": …}}'
+    return f"{model}{narrowed} has no known price: set {setting}, USD per 1M tokens"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's own warnings back where a command says the same in its answer."""
+    logger = logging.getLogger("taskpilot_instrument")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def serve(options: Namespace) -> int:
@@ -164,6 +153,9 @@ def serve(options: Namespace) -> int:
     from taskpilot_instrument._instrument import instrument
     from taskpilot_instrument.web import serve as start
 
+    if options.module and (options.module.endswith(".py") or os.sep in options.module):
+        named = options.module.removesuffix(".py").strip("./").replace(os.sep, ".")
+        raise CommandError(f"serve {options.module}: expected the name of a module, such as {named}, not of a file")
     end_on_signals()
     sys.path.insert(0, str(Path.cwd()))
     instrument()
@@ -180,37 +172,49 @@ def serve(options: Namespace) -> int:
     return OK
 
 
-def run(command: Callable[[Namespace], int], options: Namespace) -> int:
-    """Run a command, and say on stderr why it cannot be done."""
-    try:
-        return command(options)
-    except (CommandError, TaskpilotError) as error:
-        print(f"taskpilot-instrument: {error}", file=sys.stderr)
-        return WRONG_USE
-    except KeyboardInterrupt:
-        return 130
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
-
-
 def is_installed(module: str) -> bool:
     """Tell whether a module can be imported."""
     return find_spec(module) is not None
 
 
+def show(found: object, styles: Mapping[str, list[str]]) -> None:
+    """Print an answer, in colour with rich where it is installed and somebody looks.
+
+    :param styles: words by the style that they are shown in.
+    """
+    lines = _printable(str(found))
+    if not (sys.stdout.isatty() and is_installed("rich")):
+        print(lines, flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(lines)
+    for style, words in styles.items():
+        text.highlight_words(words, style)
+    Console().print(text, soft_wrap=True)
+
+
 def show_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table, with rich where it is installed and somebody looks."""
+    shown = [[_printable(str(cell)) for cell in row] for row in (head, *rows)]
     if sys.stdout.isatty() and is_installed("rich"):
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(*head, box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*map(str, row))
+        table = Table(box=None, pad_edge=False)
+        for name in head:
+            table.add_column(name, overflow="fold")  # where it is narrow, in lines: nothing is cut
+        for row in shown[1:]:
+            table.add_row(*map(Text, row))  # as it is: what stands in brackets is no markup
         Console().print(table)
         return
-    widths = [max(len(str(row[column])) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _printable(text: str) -> str:
+    """Return text that does nothing to a terminal: names and errors are others' words, and may hold its commands."""
+    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)

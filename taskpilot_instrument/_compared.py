@@ -1,15 +1,12 @@
 """``taskpilot-instrument models`` and ``experiments``: what a running page says of them."""
 
 import json
-import sys
 from argparse import Namespace
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import quote
 
-from taskpilot_instrument._commands import BAD, OK, CommandError, ask, is_installed, show_table
+from taskpilot_instrument._commands import BAD, OK, answered, ask, show, show_table
 
-Made = TypeVar("Made")
 #: Words that are to be seen from afar, where somebody looks.
 _STYLES: Final = {
     "bold green": ["better"],
@@ -23,12 +20,14 @@ def models(options: Namespace) -> int:
     """Show the models beside each other; the exit status says whether any was called."""
     from taskpilot_instrument.comparison import ModelComparison
 
-    found = ask(options.url, "/models", options.token, window=options.window, agent=options.agent)
+    reprice = ",".join(options.reprice) or None
+    found = ask(options.url, "/models", options.token, window=options.window, agent=options.agent, reprice=reprice)
+    comparison = answered(ModelComparison.from_dict, found, options.url)
     if options.format == "json":
         print(json.dumps(found, indent=2))
     else:
-        _show(_made(ModelComparison.from_dict, found, options.url))
-    return OK if found["models"] else BAD
+        show(comparison, _STYLES)
+    return OK if comparison.models else BAD
 
 
 def experiments(options: Namespace) -> int:
@@ -40,11 +39,11 @@ def experiments(options: Namespace) -> int:
     answers = [
         ask(options.url, f"/experiments/{quote(name, safe='')}", options.token, window=options.window) for name in names
     ]
-    reports = [_made(ExperimentReport.from_dict, answer, options.url) for answer in answers]
+    reports = [answered(ExperimentReport.from_dict, answer, options.url) for answer in answers]
     if options.format == "json":
         print(json.dumps(answers if options.name is None else answers[0], indent=2))
     elif options.name is not None:
-        _show(reports[0])
+        show(reports[0], _STYLES)
     elif not reports:
         print("No experiment has had a run yet: experiment(name, variants, unit=…) begins one")
     else:
@@ -56,24 +55,3 @@ def experiments(options: Namespace) -> int:
 def _line(report: Any) -> tuple[str, str, str]:
     verdicts = ", ".join(f"{variant} {verdict}" for variant, verdict in report.verdicts.items())
     return report.experiment, f"{sum(each.runs for each in report.variants):,}", verdicts
-
-
-def _made(make: Callable[[dict[str, Any]], Made], answer: dict[str, Any], url: str) -> Made:
-    try:
-        return make(answer)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CommandError(f"{url} answered in words of another version: see --format json") from error
-
-
-def _show(found: object) -> None:
-    """Print an answer, in colour with rich where it is installed and somebody looks."""
-    if not (sys.stdout.isatty() and is_installed("rich")):
-        print(found)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    text = Text(str(found))
-    for style, words in _STYLES.items():
-        text.highlight_words(words, style)
-    Console().print(text, soft_wrap=True)

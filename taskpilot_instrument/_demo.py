@@ -4,32 +4,30 @@ import asyncio
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count, cycle, islice
 from pathlib import Path
-from time import sleep
+from shutil import which
 from types import ModuleType
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from taskpilot_instrument import semconv as names
-from taskpilot_instrument._ending import end_on_signals
 from taskpilot_instrument._instrument import instrument
 from taskpilot_instrument._trace_tree import trace_tree
 from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.runtime import Instrumentation
 
+_COMMAND: Final = "taskpilot-instrument"
 _EXAMPLE: Final = "taskpilot_workflow.py"
 #: Spans and log lines beyond these are forgotten, oldest first: a run of the demo has about ten of each.
 _KEEP: Final = 2_000
-_USAGE_ERROR: Final = 2
-_PAUSE_S: Final = 0.5
-#: The first is the example's own.
-_MODELS: Final = ("gpt-4o-mini", "gpt-4.1-mini")
+USAGE_ERROR: Final = 2
 
 _NO_OPENAI: Final = """\
 The demo calls the model through the openai client, which is not installed. Install it with
@@ -47,10 +45,11 @@ _LOGS: Final = "Log lines: three of the last run above, one JSON object each."
 _NEXT: Final = """\
 Next:
   put tp.instrument() and the decorators into your own program (README.md shows how)
-  send the traces somewhere     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 taskpilot-instrument demo
-  see it move                   taskpilot-instrument demo --serve, with the extra web
+  send the traces somewhere     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 {command} demo
+  see it move                   {command} demo --serve{web}
   serve the metrics             tp.instrument(metrics_port=9464), then open http://127.0.0.1:9464/metrics
 """
+_NO_WEB: Final = "      (first: pip install starlette uvicorn)"
 
 
 def demo(runs: int, *, embedded: bool = False, serve_port: int | None = None) -> int:
@@ -63,20 +62,22 @@ def demo(runs: int, *, embedded: bool = False, serve_port: int | None = None) ->
     """
     if importlib.util.find_spec("openai") is None:
         sys.stderr.write(_NO_OPENAI)
-        return _USAGE_ERROR
+        return USAGE_ERROR
     if serve_port is not None:
-        return _demo_with_page(serve_port)
+        from taskpilot_instrument._demo_page import demo_with_page
+
+        return demo_with_page(serve_port)
     live = bool(os.environ.get("OPENAI_API_KEY")) and not embedded
     if live:
         sys.stderr.write(_LIVE)
-    example = _load_example()
+    example = load_example()
     goals = list(islice(cycle(example.GOALS), runs))
     seen, lines = _Spans(), _Lines()
     with instrument(logs=lines) as observed:
         if isinstance(observed.tracer_provider, TracerProvider):  # else spans are switched off
             observed.tracer_provider.add_span_processor(seen)
         with _progress(len(goals)) as tell:
-            asyncio.run(_work(example, goals, observed, tell, live=live))
+            asyncio.run(work(example, goals, observed, tell, live=live))
         signals = str(observed.golden_signals())
     if not observed.settings.enabled:
         print(_SWITCHED_OFF)
@@ -85,48 +86,21 @@ def demo(runs: int, *, embedded: bool = False, serve_port: int | None = None) ->
     traces = list(shown.values())
     heading = _TRACES.format(", ".join(shown)) if shown else _NO_TRACES
     print(heading, *map(trace_tree, traces), sep="\n\n", end="\n\n")
-    print(_LOGS, "\n".join(_of_one_run(lines, traces)), signals, _NEXT, sep="\n\n", end="")
+    has_page = all(map(importlib.util.find_spec, ("starlette", "uvicorn")))
+    following = _NEXT.format(command=_called(), web="" if has_page else _NO_WEB)
+    print(_LOGS, "\n".join(_of_one_run(lines, traces)), signals, following, sep="\n\n", end="")
     return 0
 
 
-def _demo_with_page(port: int) -> int:
-    from taskpilot_instrument.budgets import Budget
-    from taskpilot_instrument.errors import ConfigurationError
-    from taskpilot_instrument.web import serve
-
-    end_on_signals()
-    example = _load_example()
-    budgets = [Budget("demo", "0.05", window="hour"), Budget("planner", "0.01", scope={"agent": "PlannerAgent"})]
-    try:
-        with instrument(logs="off", budgets=budgets, ledger="memory") as observed, serve(port) as page:
-            print(f"The page is at {page.url} (Ctrl+C stops it)", flush=True)
-            asyncio.run(_work(example, _goals(example), observed, lambda _goal, _result: None, live=False))
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        return _USAGE_ERROR
-    except KeyboardInterrupt:
-        print()
-    return 0
-
-
-def _goals(example: ModuleType) -> Iterator[str]:
-    """Yield goals on and on, each of another user: by lot, one of two models works it off."""
-    from taskpilot_instrument.experiments import experiment
-
-    for number, goal in enumerate(cycle(example.GOALS), 1):
-        example.MODEL = str(experiment("which-model", _MODELS, unit=f"user-{number}"))  # type: ignore[attr-defined]
-        yield goal
-        sleep(_PAUSE_S)
-
-
-async def _work(
+async def work(
     example: ModuleType,
     goals: Iterable[str],
     observed: Instrumentation,
-    tell: Callable[[str, str], None],
+    tell: Callable[[str, str], None] = lambda _goal, _result: None,
     *,
-    live: bool,
+    live: bool = False,
 ) -> None:
+    """Work off goals, with an embedded server in place of the real API unless told otherwise."""
     import openai
 
     if live:
@@ -138,7 +112,7 @@ async def _work(
             await example.work_off(goals, client, observed.metrics, tell)
 
 
-def _load_example() -> ModuleType:
+def load_example() -> ModuleType:
     """Load the example from the wheel, or from the source tree beside this package."""
     here = Path(__file__).parent
     path = next(path for path in (here / "_examples" / _EXAMPLE, here.parent / "examples" / _EXAMPLE) if path.exists())
@@ -182,6 +156,16 @@ class _Lines:
 
 
 # --- what is shown ------------------------------------------------------------------------------
+
+
+def _called() -> str:
+    """Return how this command line is called, as it can be pasted: it may lie in an environment that is not active."""
+    called = Path(sys.argv[0])
+    if called.stem != _COMMAND:
+        return f"{shlex.quote(sys.executable)} -m taskpilot_instrument.cli"
+    found = which(_COMMAND)
+    is_found = found is not None and Path(found).resolve() == called.resolve()
+    return _COMMAND if is_found else shlex.quote(str(called))
 
 
 def _worth_showing(traces: list[list[ReadableSpan]]) -> dict[str, list[ReadableSpan]]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -49,17 +50,39 @@ def did_you_mean(given: object, valid: Iterable[str], *, prefix: str = "") -> st
     return f" (did you mean {by_folded[close[0]]!r}?)" if close else ""
 
 
-def complaint(name: str, value: object, form: Form) -> str:
+def complaint(name: str, value: object, form: Form, take: Callable[[Any], object] | None = None) -> str:
     """Say what is wrong with a setting and what would be right.
 
     :param name: the argument or environment variable that gave the value.
+    :param take: what refused the value, and would take a better one; the form itself where it was given in Python.
     """
     shown = repr(value)
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
-    if isinstance(value, list | tuple):  # of words: the first that is none of the valid ones
-        value = next((word for word in value if word not in form.words), None)
-    return f"{name}={shown}: expected {form.expected}{did_you_mean(value, form.words)}"
+    return f"{name}={shown}: expected {form.expected}{_suggestion(value, form, take)}"
+
+
+def _suggestion(value: object, form: Form, take: Callable[[Any], object] | None) -> str:
+    """Return " (did you mean …?)" with something that would have been taken, or nothing."""
+    if take is None:
+        take = form.accept
+        if isinstance(value, str) and form.read is not None:  # as a variable would say it
+            with suppress(ValueError):
+                meant = form.read(value)
+                take(meant)
+                return f" (did you mean {meant!r}?)"
+    if isinstance(value, list | tuple | set | frozenset):  # of words: the first that is none of the valid ones
+        wrong = next((word for word in value if word not in form.words), None)
+        return did_you_mean(wrong, (word for word in form.words if _takes(take, [word])))
+    return did_you_mean(value, (word for word in form.words if word != value and _takes(take, word)))
+
+
+def _takes(take: Callable[[Any], object], value: object) -> bool:
+    try:
+        take(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _require(right: bool) -> None:  # noqa: FBT001 - reads as the sentence that it is

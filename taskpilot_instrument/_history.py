@@ -9,13 +9,14 @@ from bisect import bisect_left
 from collections import deque
 from decimal import Decimal
 from typing import Final, NamedTuple
+from uuid import uuid4
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation
-from taskpilot_instrument._records import Checked, Event, Finished
-from taskpilot_instrument._waste import Waste, waste_of
+from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
+from taskpilot_instrument._waste import waste_of
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind, Outcome
 from taskpilot_instrument.sinks._recording import is_violation
@@ -37,74 +38,87 @@ _MOST_NAMES: Final = 200
 _BOUNDS: Final = (*(f"{bound:g}" for bound in DURATION_BUCKETS), "+Inf")
 
 
-class _Seen(NamedTuple):
-    """What is counted of a run or call; without the record, which would keep the application's objects alive."""
+class _Call(NamedTuple):
+    """What is counted of an LLM call; without the record, which would keep the application's objects alive."""
 
-    hour: int
-    is_run: bool
-    name: str | None
+    at_ns: int
+    agent: str | None
     model: str | None
     outcome: Outcome
     duration_ns: int
     usage: TokenUsage | None
     cost: Decimal | None
-    is_billed: bool
-    lost: Waste | None
+    cost_source: str | None
     error_type: str | None
-    #: Of a run whether it was checked, of a call where its cost comes from.
-    about: Checked | str | None
+    llm: LLMCall
 
 
+class _Run(NamedTuple):
+    """What is counted and remembered of a run."""
+
+    at_ns: int
+    request_id: str
+    trace_id: int
+    span_id: int
+    workflow: str | None
+    agent: str | None
+    model: str | None
+    variants: tuple[tuple[str, str], ...]
+    began_ns: int
+    outcome: Outcome
+    duration_ns: int
+    checked: Checked
+
+    def link(self) -> RunLink:
+        """Return what feedback has to know of it."""
+        return RunLink(
+            self.request_id,
+            f"{self.trace_id:032x}" if self.trace_id else None,
+            f"{self.span_id:016x}" if self.trace_id else None,
+            self.workflow,
+            self.agent,
+            self.model,
+            self.variants,
+            self.began_ns / 1e9,
+        )
+
+
+#: A named tuple by its name takes twice as long to make.
 _new: Final = tuple.__new__
 
 
-def _seen(record: Finished, hour: int) -> _Seen:
-    llm = record.llm
-    if llm is None:
-        return _new(
-            _Seen,
-            (
-                hour, True, record.workflow, None, record.outcome, record.duration_ns, None, None, False, None,
-                None, record.checked,
-            ),
-        )  # fmt: skip
-    is_billed = llm.billable or record.usage is not None
-    return _new(
-        _Seen,
-        (
-            hour, False, record.agent, record.model, record.outcome, record.duration_ns, record.usage, record.cost,
-            is_billed, waste_of(record), record.error_type, record.cost_source,
-        ),
-    )  # fmt: skip
+def _hour(at_ns: int) -> int:
+    seconds = at_ns // 1_000_000_000
+    return seconds - seconds % hourly.HOUR_S
 
 
-def _run_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+def _run_figures(run: _Run) -> tuple[str, dict[str, int]]:
     """Return under which key a run counts, and its figures."""
     figures = {
         hourly.RUNS: 1,
-        f"{hourly.OUTCOME}{seen.outcome}": 1,
-        hourly.MICROSECONDS: seen.duration_ns // 1000,
-        f"{hourly.BUCKET}{_BOUNDS[bisect_left(DURATION_BUCKETS, seen.duration_ns / 1e9)]}": 1,
+        f"{hourly.OUTCOME}{run.outcome}": 1,
+        hourly.MICROSECONDS: run.duration_ns // 1000,
+        f"{hourly.BUCKET}{_BOUNDS[bisect_left(DURATION_BUCKETS, run.duration_ns / 1e9)]}": 1,
     }
-    if seen.about is Checked.YES:
+    if run.checked is Checked.YES:
         figures[hourly.CHECKED] = 1
-    elif seen.about is Checked.FAILED:
+    elif run.checked is Checked.FAILED:
         figures[hourly.CHECK_FAILED] = 1
-    return hourly.of_run(seen.name), figures
+    return hourly.of_run(run.workflow), figures
 
 
-def _call_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
+def _call_figures(call: _Call) -> tuple[str, dict[str, int]]:
     """Return under which key an LLM call counts, and its figures."""
     figures = {
-        hourly.CALLS: 1, f"{hourly.OUTCOME}{seen.outcome}": 1, hourly.MICROSECONDS: seen.duration_ns // 1000,
+        hourly.CALLS: 1, f"{hourly.OUTCOME}{call.outcome}": 1, hourly.MICROSECONDS: call.duration_ns // 1000,
     }  # fmt: skip
-    usage, lost = seen.usage, seen.lost
+    usage, lost = call.usage, waste_of(call)
     if usage is not None:
         figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}
-    if seen.cost is not None:
-        figures[hourly.COST] = to_pico(seen.cost)
-        figures[hourly.UNPRICED if seen.about == COST_PARTIAL else hourly.PRICED] = 1
-    elif seen.is_billed:
+    if call.cost is not None:
+        figures[hourly.COST] = to_pico(call.cost)
+        figures[hourly.UNPRICED if call.cost_source == COST_PARTIAL else hourly.PRICED] = 1
+    elif call.llm.billable or usage is not None:
         figures[hourly.UNPRICED] = 1
     if lost is not None:
         figures |= {
@@ -115,9 +129,9 @@ def _call_figures(seen: _Seen) -> tuple[str, dict[str, int]]:
             hourly.WASTED_ATTEMPTS: lost.attempts,
             hourly.RETRIES: lost.retries,
         }
-    if seen.error_type is not None:
-        figures[f"{hourly.ERROR}{hourly.plain(seen.error_type)}"] = 1
-    return hourly.of_call(seen.name, seen.model), figures
+    if call.error_type is not None:
+        figures[f"{hourly.ERROR}{hourly.plain(call.error_type)}"] = 1
+    return hourly.of_call(call.agent, call.model), figures
 
 
 class History:
@@ -130,13 +144,16 @@ class History:
 
     def __init__(self, ledger: Ledger | None, clock: Clock) -> None:
         self._ledger = ledger
-        self._clock = clock
+        self._epoch_ns = clock.epoch_ns
         self._lock = _forks.lock()
         self._writing = _forks.lock()
         self._links: deque[RunLink] = deque(maxlen=_MOST_LINKS)
         self._waiting: deque[RunLink] = deque(maxlen=_MOST_WAITING)
-        self._seen: deque[_Seen] = deque()
+        #: Finished since the last count: counted later, many at once, so that an agent waits for no more than a note.
+        self._seen: deque[_Call | _Run] = deque()
         self._figures: dict[tuple[int, str], dict[str, int]] = {}
+        #: What is being added to the ledger; the thread that writes has it alone.
+        self._batch: tuple[str, list[Rollup]] | None = None
         self._wake = threading.Event()
         self._closed = False
         self._writer: threading.Thread | None = None
@@ -154,18 +171,38 @@ class History:
 
     def finished(self, record: Finished, /) -> None:
         """Remember a run, and count a run or call."""
-        if record.kind is Kind.WORKFLOW:
-            self._remember(record)
-        elif record.llm is None:
+        llm, seen = record.llm, self._seen
+        if llm is not None:
+            if self._ledger is None:
+                return
+            seen.append(
+                _new(
+                    _Call,
+                    (
+                        self._epoch_ns(), record.agent, record.model, record.outcome, record.duration_ns, record.usage,
+                        record.cost, record.cost_source, record.error_type, llm,
+                    ),
+                )
+            )  # fmt: skip
+        elif record.kind is Kind.WORKFLOW:
+            context, run = record.span.get_span_context(), record.operation
+            agent = run.totals.agent if run is not None and run.totals is not None else None
+            seen.append(
+                _new(
+                    _Run,
+                    (
+                        self._epoch_ns(), record.ids.request_id, context.trace_id, context.span_id, record.workflow,
+                        agent, record.model, record.ids.variants, record.started_at_ns, record.outcome,
+                        record.duration_ns, record.checked,
+                    ),
+                )
+            )  # fmt: skip
+        else:
             return
-        if self._ledger is None:
-            return
-        # Counted later, many at once: an agent waits for no more than their being written down.
-        self._seen.append(_seen(record, self._hour()))
-        if len(self._seen) >= _MOST_SEEN:
+        if len(seen) >= _MOST_SEEN:
             with self._lock:
                 self._count()
-        if self._writer is None:
+        if self._writer is None and self._ledger is not None:
             self._start_writer()
 
     def noted(self, event: Event, /) -> None:
@@ -180,34 +217,20 @@ class History:
             return
         workflow = event.operation.workflow_name if event.operation is not None else None
         with self._lock:
-            self._add(self._hour(), hourly.of_run(workflow), figures)
-
-    def _remember(self, record: Finished) -> None:
-        context, run = record.span.get_span_context(), record.operation
-        link = RunLink(
-            record.ids.request_id,
-            f"{context.trace_id:032x}" if context.is_valid else None,
-            f"{context.span_id:016x}" if context.is_valid else None,
-            record.workflow,
-            run.totals.agent if run is not None and run.totals is not None else None,
-            record.model,
-            record.ids.variants,
-            record.started_at_ns / 1e9,
-        )
-        with self._lock:
-            self._links.append(link)
-            if self._ledger is not None:
-                self._waiting.append(link)
+            self._add(_hour(self._epoch_ns()), hourly.of_run(workflow), figures)
 
     def _count(self) -> None:
         """Count what was seen since; the caller holds the lock."""
         while self._seen:
             seen = self._seen.popleft()
-            self._add(seen.hour, *(_run_figures(seen) if seen.is_run else _call_figures(seen)))
-
-    def _hour(self) -> int:
-        seconds = self._clock.epoch_ns() // 1_000_000_000
-        return seconds - seconds % hourly.HOUR_S
+            if isinstance(seen, _Call):
+                self._add(_hour(seen.at_ns), *_call_figures(seen))
+                continue
+            link = seen.link()
+            self._links.append(link)
+            if self._ledger is not None:
+                self._waiting.append(link)
+                self._add(_hour(seen.at_ns), *_run_figures(seen))
 
     def _add(self, hour: int, key: str, figures: dict[str, int]) -> None:
         known = self._figures.get((hour, key))
@@ -231,6 +254,7 @@ class History:
         :raises LedgerError: where it is not here, and the ledger cannot be reached.
         """
         with self._lock:
+            self._count()
             for link in reversed(self._links):
                 if link.request_id == request_id if request_id is not None else link.trace_id == trace_id:
                     return link
@@ -245,7 +269,7 @@ class History:
         self._writer, self._wake = None, threading.Event()
         self._waiting.clear()
         self._seen.clear()
-        self._figures = {}
+        self._figures, self._batch = {}, None
 
     def _start_writer(self) -> None:
         if self._writer is None and not self._closed:
@@ -275,21 +299,28 @@ class History:
     def _write(self, ledger: Ledger) -> bool:
         with self._lock:
             self._count()
-            figures, self._figures = self._figures, {}
             links = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
             for begin in range(0, len(links), _BATCH):
                 ledger.put_runs(links[begin : begin + _BATCH])
             links = []
-            if figures:
-                ledger.add_rollups([Rollup(hour, key, counts) for (hour, key), counts in figures.items()])
+            while (batch := self._batch or self._next_batch()) is not None:
+                ledger.add_rollups(*batch)
+                self._batch = None
         except LedgerError:
             with self._lock:
                 self._waiting.extendleft(reversed(links))
-                for (hour, key), counts in figures.items():
-                    self._add(hour, key, counts)
             return False
         return True
+
+    def _next_batch(self) -> tuple[str, list[Rollup]] | None:
+        """Return what is to be added next. It may arrive although its answer is lost: it stays as it is until then."""
+        with self._lock:
+            figures, self._figures = self._figures, {}
+        if figures:
+            rollups = [Rollup(hour, key, counts) for (hour, key), counts in figures.items()]
+            self._batch = uuid4().hex, rollups
+        return self._batch
 
     def close(self) -> None:
         """Write what waits, and stop."""

@@ -1,6 +1,7 @@
 """``instrument()``, the one call, and the functions of the package that ask what it returned."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +125,15 @@ def golden_signals(
     return instrumentation().golden_signals(window=window, workflow=workflow, agent=agent, model=model, source=source)
 
 
-def compare_models(*, window: str | None = None, agent: str | None = None) -> ModelComparison:
+def compare_models(
+    *, window: str | None = None, agent: str | None = None, reprice: Iterable[str] = ()
+) -> ModelComparison:
     """Compare the models that were called; see :meth:`Instrumentation.compare_models`.
 
     :raises NotInstrumentedError: before ``instrument()``.
-    :raises ConfigurationError: for a window that cannot be read or is not kept.
+    :raises ConfigurationError: for a window that cannot be read or is not kept, or a model without a price.
     """
-    return instrumentation().compare_models(window=window, agent=agent)
+    return instrumentation().compare_models(window=window, agent=agent, reprice=reprice)
 
 
 def experiment_report(

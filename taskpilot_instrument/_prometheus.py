@@ -3,8 +3,9 @@
 import json
 import time
 from base64 import b64encode
+from collections.abc import Callable, Mapping
 from http.client import HTTPException, HTTPResponse
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -16,6 +17,7 @@ from taskpilot_instrument.redaction import cut, redact
 _MOST_BYTES: Final = 256 * 1024 * 1024
 _PIECE: Final = 256 * 1024
 _SAID: Final = 300
+Read = TypeVar("Read")
 
 
 class Series(NamedTuple):
@@ -26,6 +28,20 @@ class Series(NamedTuple):
 
     labels: dict[str, str]
     points: list[tuple[float, float]]
+
+
+class Rule(NamedTuple):
+    """A rule that is loaded.
+
+    :param type: ``alerting`` or ``recording``.
+    :param problem: why it cannot be evaluated; None where it can.
+    """
+
+    name: str
+    type: str
+    query: str
+    is_firing: bool
+    problem: str | None
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -45,17 +61,22 @@ class Prometheus:
         authentication; its query narrows the question down: ``http://prometheus:9090?job=taskpilot``.
     :param token: bearer token that it asks for.
     :param timeout_s: how long all its answers together may take, in seconds.
+    :param given_as: what the address was given as, for complaints.
     :raises ConfigurationError: for an address that is none, user and token at once, or a time that is none.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
-        parts, self.matchers = _checked(url)
+    def __init__(
+        self, url: str, *, token: str | None = None, timeout_s: float = 30.0, given_as: str = "source"
+    ) -> None:
+        parts, self.matchers = _checked(url, given_as)
         if not timeout_s > 0:
             raise ConfigurationError(f"source_timeout_s={timeout_s!r}: expected seconds, more than 0")
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
             raise ConfigurationError("source_token is no bearer token: expected letters and digits without spaces")
         if token is not None and parts.username is not None:
-            raise ConfigurationError("source= has a user in it, and there is a source_token: leave one of them out")
+            raise ConfigurationError(
+                f"{given_as}= has a user in it, and there is a source_token: leave one of them out"
+            )
         #: The address as it may be shown.
         self.address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")).rstrip("/")
         self._headers = {"Accept": "application/json", **_credentials(parts, token)}
@@ -68,23 +89,30 @@ class Prometheus:
         :param at: seconds since 1970; the server's own time where it is not given.
         :raises SourceError: where no answer comes in time, or none that is whole.
         """
-        left = self._left()
-        form = {"query": expr, "timeout": f"{max(1, round(left * 1000))}ms"}
+        form = {"query": expr, "timeout": f"{max(1, round(self._left() * 1000))}ms"}
         if at is not None:
             form["time"] = f"{at:.3f}"
-        body = self._post(urlencode(form).encode(), left)
+        return self._ask("query", _result, form)
+
+    def rules(self) -> list[Rule]:
+        """Return the rules that are loaded.
+
+        :raises SourceError: where no answer comes in time, or none that is whole.
+        """
+        return self._ask("rules", _rules)
+
+    # --- one request ----------------------------------------------------------------------------
+
+    def _ask(self, what: str, read: Callable[[Any], Read], form: Mapping[str, str] | None = None) -> Read:
+        body = self._send(what, None if form is None else urlencode(form).encode(), self._left())
         try:
             answer = json.loads(body)
             if answer["status"] == "success" and not answer.get("warnings"):
-                data = answer["data"]
-                result = data["result"]
-                return [Series({}, [_point(result)])] if data["resultType"] == "scalar" else list(map(_series, result))
+                return read(answer["data"])
             problem = answer.get("error") or "; ".join(answer["warnings"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SourceError(f"{self.address} did not answer as a Prometheus does: is it the right address?") from None
         raise SourceError(f"{self.address} has no whole answer: {_said(problem)}")
-
-    # --- one request ----------------------------------------------------------------------------
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()
@@ -98,8 +126,8 @@ class Prometheus:
             f"source_timeout_s"
         )
 
-    def _post(self, form: bytes, timeout_s: float) -> bytes:
-        request = Request(f"{self.address}/api/v1/query", form, self._headers)  # noqa: S310 - http(s), as checked
+    def _send(self, what: str, form: bytes | None, timeout_s: float) -> bytes:
+        request = Request(f"{self.address}/api/v1/{what}", form, self._headers)  # noqa: S310 - http(s), as checked
         try:
             with _OPENER.open(request, timeout=timeout_s) as response:
                 return self._read(response)
@@ -141,7 +169,7 @@ class Prometheus:
         return SourceError(f"{self.address} answered HTTP {refusal.code}: {_said(problem)}")
 
 
-def _checked(url: str) -> tuple[SplitResult, dict[str, str]]:
+def _checked(url: str, given_as: str) -> tuple[SplitResult, dict[str, str]]:
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not parts.fragment
@@ -151,7 +179,7 @@ def _checked(url: str) -> tuple[SplitResult, dict[str, str]]:
         right = False
     if not right:
         raise ConfigurationError(
-            f"source={redact(str(url))!r}: expected the URL of a Prometheus, such as http://prometheus:9090, or "
+            f"{given_as}={redact(str(url))!r}: expected the URL of a Prometheus, such as http://prometheus:9090, or "
             f"http://prometheus:9090?job=taskpilot for one service"
         )
     return parts, dict(pairs)
@@ -164,6 +192,25 @@ def _credentials(parts: SplitResult, token: str | None) -> dict[str, str]:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+
+
+def _result(data: dict[str, Any]) -> list[Series]:
+    result = data["result"]
+    return [Series({}, [_point(result)])] if data["resultType"] == "scalar" else list(map(_series, result))
+
+
+def _rules(data: dict[str, Any]) -> list[Rule]:
+    return [
+        Rule(
+            rule["name"],
+            rule["type"],
+            rule["query"],
+            rule.get("state") == "firing",
+            str(rule.get("lastError", "")) if rule.get("health") == "err" else None,
+        )
+        for group in data["groups"]
+        for rule in group["rules"]
+    ]
 
 
 def _series(found: dict[str, Any]) -> Series:

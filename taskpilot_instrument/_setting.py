@@ -45,8 +45,15 @@ class Spec(NamedTuple):
                 if value is not SILENT:
                     return self.form.accept(value)
             except ValueError:
-                raise ConfigurationError(complaint(variable, given, form)) from None
+                raise ConfigurationError(complaint(variable, given, form, self._taking(read))) from None
         return self.default
+
+    def _taking(self, read: Callable[[str], object]) -> Callable[[str], object]:
+        def take(text: str) -> object:
+            value = read(text)
+            return value if value is SILENT else self.form.accept(value)
+
+        return take
 
 
 class SettingDoc(NamedTuple):

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from random import getrandbits
+from itertools import count
 from typing import Final, NoReturn
+from uuid import uuid4
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._backlog import Backlog, Settlement
-from taskpilot_instrument._budget_accounts import Account, Kept, accounts_of
+from taskpilot_instrument._budget_accounts import Charged, Kept, accounts_of
 from taskpilot_instrument._budget_words import crossing, note_refusal, refuse, shortage
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._recorder import active
@@ -30,10 +31,10 @@ _AT_ONCE: Final = 20
 _AWAY: Final = "the ledger cannot be reached, and ledger_unavailable is 'deny'"
 
 
+#: With the process's own name in front, what reservations are told apart by.
+_numbers: Final = count()
 #: A named tuple by its name takes twice as long to make.
 _new: Final = tuple.__new__
-#: What is held for one call: the reservation's id, and whom it is charged to.
-_Held = tuple[str, tuple[Account, ...]]
 
 
 class Spending:
@@ -63,8 +64,10 @@ class Spending:
         self._epoch_ns = clock.epoch_ns
         self._deny = unavailable == "deny"
         self._backlog = Backlog(ledger)
+        self._process = _process()
         self._lock = _forks.lock()
         self._kept: tuple[Kept, ...] = ()
+        self._all_block = True
         for budget in budgets:
             self.add(budget)
         _forks.tell(self)
@@ -72,6 +75,7 @@ class Spending:
     def after_fork(self) -> None:
         """Leave to the parent what it has not settled yet."""
         self._backlog = Backlog(self.ledger)
+        self._process = _process()
 
     def add(self, budget: Budget) -> None:
         """Hold further calls against one more budget.
@@ -86,6 +90,7 @@ class Spending:
             if len(self._kept) >= _MOST_BUDGETS:
                 raise ConfigurationError(f"there are {_MOST_BUDGETS} budgets already: use scopes such as user='*'")
             self._kept = (*self._kept, Kept(budget))
+            self._all_block = all(kept.blocks for kept in self._kept)
 
     def status(self) -> tuple[BudgetStatus, ...]:
         """Return how every account stands in its current window; of a budget with ``*`` those that were charged.
@@ -127,26 +132,28 @@ class Spending:
         if llm is None:
             return
         now_s = self._epoch_ns() / 1e9
-        accounts = accounts_of(self._kept, self._worst_case, llm, operation, now_s)
-        if not accounts:
+        charged = accounts_of(self._kept, self._worst_case, llm, operation, now_s)
+        if charged is None:
             return
-        claims = []
-        for kept, _, claim, is_priced in accounts:
-            if not is_priced and kept.refuses_unpriced:
-                _refuse_unpriced(operation, accounts, self.ledger, now_s)
-            if kept.blocks:
-                claims.append(claim)
-        reservation = str(getrandbits(128))
-        if claims:
+        claims, whose, is_priced = charged
+        if not is_priced:
+            _refuse_unpriced(operation, charged, self.ledger, now_s)
+        reservation = f"{self._process}{next(_numbers)}"
+        held = (
+            claims
+            if self._all_block
+            else [claim for claim, (kept, _) in zip(claims, whose, strict=True) if kept.blocks]
+        )
+        if held:
             try:
-                short = self.ledger.reserve(reservation, claims, LEASE_S, now_s)
+                short = self.ledger.reserve(reservation, held, LEASE_S, now_s)
             except LedgerError as error:
                 if self._deny:
-                    _refuse_unchecked(operation, accounts, error)
+                    _refuse_unchecked(operation, charged, error)
             else:
                 if short is not None:
-                    _refuse_beyond(operation, accounts, short)
-        llm.reserved = reservation, accounts
+                    _refuse_beyond(operation, charged, short)
+        llm.reserved = reservation, charged
 
     # --- after the call ---------------------------------------------------------------------------
 
@@ -162,29 +169,27 @@ class Spending:
         if llm is None:
             return
         self._worst_case.note(llm)
-        held: _Held | None = llm.reserved
         now_s = self._epoch_ns() / 1e9
-        if held is None:
-            if not record.cost:
-                return
+        if llm.reserved is not None:
+            (reservation, charged), llm.reserved = llm.reserved, None
+        elif record.cost:
             # Nobody asked before this call: it was told afterwards, or the budget is younger than the call.
-            accounts = accounts_of(self._kept, self._worst_case, llm, record, now_s)
-            if not accounts:
-                return
-            held = str(getrandbits(128)), accounts
-        llm.reserved = None
-        reservation, accounts = held
-        charges = _charges(record, llm, accounts)
+            reservation = f"{self._process}{next(_numbers)}"
+            charged = accounts_of(self._kept, self._worst_case, llm, record, now_s)
+        else:
+            return
+        if charged is None:
+            return
+        charges = _charges(record, llm, charged.claims)
         try:
             standings = self.ledger.settle(reservation, charges, now_s)
         except LedgerError:
-            self._backlog.add(Settlement(reservation, charges, tuple([kept.budget for kept, *_ in accounts])))
+            self._backlog.add(Settlement(reservation, charges, tuple([kept.budget for kept, _ in charged.whose])))
             return
-        for account, charge, standing in zip(accounts, charges, standings, strict=True):
-            kept = account[0]
-            if standing.spent >= kept.soft_pico:
-                _tell(kept.budget, charge, standing, record.operation)
-        if self._backlog:
+        for place, (kept, _) in enumerate(charged.whose):
+            if standings[place].spent >= kept.soft_pico:
+                _tell(kept.budget, charges[place], standings[place], record.operation)
+        if self._backlog.waiting:
             self._catch_up(now_s)
 
     def _catch_up(self, now_s: float) -> None:
@@ -201,48 +206,56 @@ class Spending:
         return self._epoch_ns() / 1e9
 
 
+def _process() -> str:
+    """Return a name that no other process has."""
+    return f"{uuid4().hex}-"
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def _refuse_unpriced(operation: Operation, accounts: tuple[Account, ...], ledger: Ledger, now_s: float) -> NoReturn:
-    """Refuse a call in the name of the first budget that lets no call of unknown cost go."""
-    kept, window, claim, _ = next(each for each in accounts if not each[3] and each[0].refuses_unpriced)
-    try:
-        (standing,) = ledger.standings([claim[:2]], now_s)
-    except LedgerError:
-        standing = None
-    model = operation.llm.model if operation.llm is not None else None
-    reason = f"no price is known for model {model!r}, and on_unpriced is 'block'"
-    refuse(operation, kept.budget, window, reason, standing)
+def _refuse_unpriced(operation: Operation, charged: Charged, ledger: Ledger, now_s: float) -> None:
+    """Refuse a call of unknown price in the name of the first budget that lets no such call go."""
+    for claim, (kept, window) in zip(charged.claims, charged.whose, strict=True):
+        if kept.refuses_unpriced:
+            try:
+                (standing,) = ledger.standings([claim[:2]], now_s)
+            except LedgerError:
+                standing = None
+            model = operation.llm.model if operation.llm is not None else None
+            reason = f"no price is known for model {model!r}, and on_unpriced is 'block'"
+            refuse(operation, kept.budget, window, reason, standing)
 
 
-def _refuse_unchecked(operation: Operation, accounts: tuple[Account, ...], error: LedgerError) -> NoReturn:
+def _refuse_unchecked(operation: Operation, charged: Charged, error: LedgerError) -> NoReturn:
     """Refuse a call because nobody can say whether there is enough left."""
-    budget = next(kept.budget for kept, *_ in accounts if kept.blocks)
+    budget = next(kept.budget for kept, _ in charged.whose if kept.blocks)
     note_refusal(operation, budget, _AWAY)
     raise BlockedError(f"budget {budget.name!r} cannot be checked: {_AWAY}") from error
 
 
-def _refuse_beyond(operation: Operation, accounts: tuple[Account, ...], short: Standing) -> NoReturn:
+def _refuse_beyond(operation: Operation, charged: Charged, short: Standing) -> NoReturn:
     """Refuse a call that an account has not enough left for."""
-    kept, window, claim, _ = next(each for each in accounts if each[2][:2] == short[:2])
+    place = next(place for place, claim in enumerate(charged.claims) if claim[:2] == short[:2])
+    kept, window = charged.whose[place]
     most = operation.llm.most if operation.llm is not None else None
     is_assumed = most is None or most.output_tokens is None
-    refuse(operation, kept.budget, window, shortage(kept.budget, claim, short, is_assumed=is_assumed), short)
+    reason = shortage(kept.budget, charged.claims[place], short, is_assumed=is_assumed)
+    refuse(operation, kept.budget, window, reason, short)
 
 
 # --- what is charged ----------------------------------------------------------------------------
 
 
-def _charges(record: Finished, llm: LLMCall, accounts: tuple[Account, ...]) -> tuple[Claim, ...]:
+def _charges(record: Finished, llm: LLMCall, claims: list[Claim]) -> list[Claim]:
     """Return what a call is charged with: its cost, or what was held for it where that is unknown."""
     if record.cost is not None:
         cost = to_pico(record.cost)
     elif llm.billable or record.usage is not None:
-        return tuple([claim for _, _, claim, _ in accounts])
+        return claims
     else:
         cost = 0
-    return tuple([_new(Claim, (claim[0], claim[1], cost, None)) for _, _, claim, _ in accounts])
+    return [_new(Claim, (claim[0], claim[1], cost, None)) for claim in claims]
 
 
 def _tell(budget: Budget, charge: Claim, standing: Standing, operation: Operation | None) -> None:

@@ -83,7 +83,7 @@ class Subject:
         Other objects are not looked into; see :attr:`value`. At most 1,000,000 characters: see :attr:`is_whole`.
         """
         if self._text is None:
-            value = self.value
+            value = self.value if self._value is None else self._value
             if type(value) is dict and len(value) == 1:
                 (value,) = value.values()
             if type(value) is str and len(value) <= _MOST_CHARACTERS:
@@ -107,7 +107,8 @@ class Subject:
     def folded(self) -> str:
         """The normal text without case, with one blank for any white space: what keywords are looked for in."""
         if self._folded is None:
-            self._folded = folded(self.normal)
+            text = self.text
+            self._folded = folded(text if text.isascii() else self.normal)
         return self._folded
 
     @property

@@ -1,6 +1,6 @@
 """What users say of results: recorded through the handle, by request, trace or token."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._assembly import Parts
@@ -34,6 +34,7 @@ class Voting:
         *,
         request_id: str | None = None,
         trace_id: str | None = None,
+        token: str | None = None,
         user: str | None = None,
         comment: str | None = None,
         score: float | None = None,
@@ -47,13 +48,16 @@ class Voting:
 
         :param correct: whether the result was right.
         :param request_id: of the run; or its ``trace_id``, 32 hexadecimal digits.
+        :param token: of :meth:`feedback_token`, in place of the ids: what whoever votes was given, and cannot change.
         :param user: who votes; with the request id the default ``id``, so that each user has one vote on a run.
         :param comment: kept in the ledger; on a span only where content is captured on events.
         :param score: any finite number; kept beside the verdict.
         :param id: names the vote.
-        :raises ConfigurationError: for an argument that is not valid.
+        :raises ConfigurationError: for an argument that is not valid, and a token that is not ours or has expired.
         :raises LedgerError: where the ledger cannot be reached; nothing was recorded then.
         """
+        if token is not None:
+            request_id = self._run_of(token, (request_id, trace_id))
         finish_orphans()
         return self._feedback().record(
             correct, request_id=request_id, trace_id=trace_id, user=user, comment=comment, score=score, id=id
@@ -86,14 +90,21 @@ class Voting:
         request_id = run if isinstance(run, str) else run.request_id
         return make_token(self._feedback_key(), request_id, lifetime_s=lifetime_s)
 
-    def record_token_feedback(self, token: str, correct: bool, **more: Any) -> "Receipt":  # noqa: FBT001 - as above
-        """Record the verdict of whoever bears a token; see :meth:`record_feedback`.
+    def _run_of(self, token: object, others: tuple[str | None, ...]) -> str:
+        """Return the request id that a token speaks of.
 
+        :param others: what else names a run; a token does that itself.
         :raises ConfigurationError: for a token that is not ours, was changed or has expired.
         """
         from taskpilot_instrument.feedback import read_token
 
-        return self.record_feedback(correct, request_id=read_token(self._feedback_key(), token), **more)
+        if not isinstance(token, str):
+            raise ConfigurationError(
+                f"record_feedback(token=…) takes what feedback_token(run) returned, not {token!r:.80}"
+            )
+        if any(other is not None for other in others):
+            raise ConfigurationError("a token names its run itself: leave request_id and trace_id out")
+        return read_token(self._feedback_key(), token)
 
     def _feedback_key(self) -> str:
         if self.settings.feedback_key is None:

@@ -1,18 +1,18 @@
-"""What was spent for nothing: the one definition, for metrics, golden signals and the ledger alike."""
+"""What was spent for nothing, in calls and in runs: the one definition, for metrics, golden signals and the ledger."""
 
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import Finished
-from taskpilot_instrument.semconv import COST_PARTIAL, Outcome
+from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument.semconv import COST_PARTIAL, Kind, Outcome
+from taskpilot_instrument.usage import TokenUsage
 
 
 class Waste(NamedTuple):
     """What LLM calls that did not succeed (failed, cancelled, abandoned, blocked) came to, and attempts made again.
 
-    Calls that succeeded are no waste, also where the run around them failed in the end: its cost is in the cost per
-    successful task.
+    Calls that succeeded are no waste, also where the run around them failed in the end: that is :class:`Lost`.
 
     :param attempts: requests that brought no answer to build on: those of calls that did not succeed, and each one
         that the client made again, also where the call succeeded at last.
@@ -65,7 +65,22 @@ def is_in_vain(outcome: str) -> bool:
     return outcome not in _NOT_IN_VAIN
 
 
-def waste_of(record: Finished) -> Waste | None:
+class Ended(Protocol):
+    """What has to be known of an operation that has finished."""
+
+    @property
+    def llm(self) -> LLMCall | None: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def usage(self) -> TokenUsage | None: ...
+    @property
+    def cost(self) -> Decimal | None: ...
+    @property
+    def cost_source(self) -> str | None: ...
+
+
+def waste_of(record: Ended) -> Waste | None:
     """Return what a finished LLM call wasted; None where nothing was, and for everything that is no LLM call."""
     call, outcome, usage, cost = record.llm, record.outcome, record.usage, record.cost
     if call is None:
@@ -78,3 +93,38 @@ def waste_of(record: Finished) -> Waste | None:
     tokens = 0 if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)
     unpriced = cost is None or record.cost_source == COST_PARTIAL
     return Waste(attempts, call.retries, 1, tokens, ZERO if cost is None else cost, int(unpriced))
+
+
+class Lost(NamedTuple):
+    """What runs that did not succeed came to, everything beneath them included, also calls that succeeded.
+
+    Waste is a part of it where it was in such a run. A run inside another one of its kind is counted, and its money
+    is that of the run around it, so that no dollar counts twice: of workflows the outermost run has it, of agents the
+    outermost run of the same agent.
+
+    :param runs: how many there were.
+    :param usd: exact; what is known of their cost.
+    :param unpriced: of these runs, those whose cost is not known, or not wholly: then ``usd`` is a lower bound.
+    """
+
+    runs: int = 0
+    usd: Decimal = ZERO
+    unpriced: int = 0
+
+    def plus(self, other: "Lost") -> "Lost":
+        """Return the exact sum of both."""
+        return Lost(self.runs + other.runs, add(self.usd, other.usd), self.unpriced + other.unpriced)
+
+
+NOTHING_LOST: Final = Lost()
+
+
+def lost_of(record: Finished) -> Lost:
+    """Return what a workflow or agent run came to that has not succeeded."""
+    above = record.operation.parent if record.operation is not None else None
+    while above is not None:
+        if above.kind is record.kind and (record.kind is Kind.WORKFLOW or above.name == record.name):
+            return Lost(1)
+        above = above.parent
+    cost = record.cost
+    return Lost(1, ZERO if cost is None else cost, int(cost is None or record.cost_source == COST_PARTIAL))

@@ -6,10 +6,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, Final
 
-from taskpilot_instrument import _report_command
+from taskpilot_instrument._report import command as report_command
 from taskpilot_instrument._version import __version__
+from taskpilot_instrument.errors import TaskpilotError
+from taskpilot_instrument.semconv import RUN_OUTCOMES
 
 _EXAMPLES: Final = """\
 examples:
@@ -21,9 +24,12 @@ examples:
   taskpilot-instrument signals --fail-on warning    a deploy gate: exit status 1 unless all is well
   taskpilot-instrument signals --source http://prometheus:9090 --window 1h    of all processes that it scrapes
   taskpilot-instrument signals --watch 5        again and again; with --fail-on until a verdict is that bad
+  taskpilot-instrument runs --outcome error     the latest runs that failed, each with what went wrong
+  taskpilot-instrument runs req-abc-123         one run, span by span
   taskpilot-instrument budgets --format json    how every budget stands
   taskpilot-instrument models --window 1h       what each model did, how fast and at what cost
   taskpilot-instrument models --agent PlannerAgent    the calls of one agent alone
+  taskpilot-instrument models --reprice gpt-4.1-mini    what the same traffic would have cost on another model
   taskpilot-instrument experiments              every experiment, and what can be said of it
   taskpilot-instrument experiments planner-prompt     its variants beside each other
   taskpilot-instrument serve my_agents          the page of what a module does
@@ -34,20 +40,52 @@ examples:
 """
 _URL: Final = "http://127.0.0.1:8080"
 #: Modules of the commands that have one of their own.
-_PLACES: Final = {"models": "_compared", "experiments": "_compared", "check": "_check"}
+_PLACES: Final = {
+    "check": "_check",
+    "experiments": "_compared",
+    "models": "_compared",
+    "report": "_report.command",
+    "runs": "_runs_command",
+    "signals": "_signals_command",
+}
+_NO_ANSWER: Final = 2
+#: As a shell has it for what a signal ended: 128 and the number of SIGINT, or SIGPIPE.
+_INTERRUPTED: Final = 130
+_NOBODY_READS: Final = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 well, 1 not well, 2 wrong use or out of reach.
+    """Run a command and return its exit status: 0 well, 1 not well, 2 no answer, 130 interrupted, 141 nobody reads on.
 
     :param arguments: in place of the process's own.
     """
-    options = _parser().parse_args(arguments)
+    _prepare_output()
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return _NO_ANSWER
+    options = parser.parse_args(arguments)
     try:
-        return _run(options)
+        status = _run(options)
+        sys.stdout.flush()
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _NOBODY_READS
+    except (TaskpilotError, OSError) as error:
+        print(f"taskpilot-instrument: {error}", file=sys.stderr)
+        return _NO_ANSWER
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return status
+
+
+def _prepare_output() -> None:
+    """Let no output end a command: neither a terminal without dashes, nor one that is closed."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _run(options: Namespace) -> int:
@@ -56,12 +94,9 @@ def _run(options: Namespace) -> int:
         from taskpilot_instrument._demo import demo
 
         return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
-    if options.command == _report_command.NAME:
-        return _report_command.run(options)
-    from taskpilot_instrument import _commands
-
     place = import_module(f"taskpilot_instrument.{_PLACES.get(options.command, '_commands')}")
-    return _commands.run(getattr(place, options.command), options)
+    status: int = getattr(place, options.command)(options)
+    return status
 
 
 def _parser() -> ArgumentParser:
@@ -88,7 +123,13 @@ def _parser() -> ArgumentParser:
     serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
     serve.add_argument("--source", help="Prometheus whose golden signals are shown, those of all processes")
 
-    signals = _asking(commands, "signals", "show the golden signals of a running page")
+    signals = _asking(
+        commands,
+        "signals",
+        "show the golden signals of a running page",
+        bad="with --fail-on: the verdict is that bad or worse",
+        no_answer=", or with --fail-on: nothing ran that could be judged",
+    )
     signals.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     for name in ("workflow", "agent", "model"):
         signals.add_argument(f"--{name}", help=f"only this {name}")
@@ -96,43 +137,64 @@ def _parser() -> ArgumentParser:
     signals.add_argument(
         "--watch", type=_positive, nargs="?", const=5, metavar="S", help="again every S seconds (default: 5)"
     )
-    signals.add_argument("--fail-on", choices=("critical", "warning"), help="exit with 1 on this verdict or worse")
-    _asking(commands, "budgets", "show how every budget of a running page stands; exit with 1 where one is spent")
+    signals.add_argument(
+        "--fail-on",
+        choices=("critical", "warning"),
+        help="a gate: exit with 1 on this verdict or worse, with 2 where nothing ran",
+    )
+    latest = _asking(commands, "runs", "show the latest runs of a running page, and what went wrong in them")
+    latest.add_argument("id", nargs="?", help="request or trace id: that run alone, span by span")
+    latest.add_argument("--outcome", choices=RUN_OUTCOMES, help="only those that ended so")
+    latest.add_argument("--most", type=_positive, default=20, metavar="N", help="how many (default: %(default)s)")
+    _asking(commands, "budgets", "show how every budget of a running page stands", bad="a budget is spent")
 
-    models = _asking(commands, "models", "show the models beside each other; exit with 1 where none was called")
+    models = _asking(commands, "models", "show the models beside each other", bad="no model was called")
     models.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
     models.add_argument("--agent", help="only this agent's calls and runs")
-    what = "show experiments; exit with 1 where a variant is worse or an assignment broken"
-    experiments = _asking(commands, "experiments", what)
+    models.add_argument(
+        "--reprice", action="append", default=[], metavar="MODEL",
+        help="say also what the same tokens would have cost at this model's prices; may be given again",
+    )  # fmt: skip
+    bad = "a variant is worse, or an assignment is broken"
+    experiments = _asking(commands, "experiments", "show experiments, and what can be said of them", bad=bad)
     experiments.add_argument("name", nargs="?", help="of one experiment; all of them by default")
     experiments.add_argument("--window", help="how far back, such as 1h; figures of a window are not judged")
 
-    _report_command.add_report(commands)
+    report_command.add_report(commands)
 
-    prices = _command(commands, "prices", "show what a model costs")
+    prices = _command(commands, "prices", "show what a model costs", bad="its price is not known")
     prices.add_argument("model", help="such as gpt-4o-mini")
     prices.add_argument("--provider", help="whose price, such as azure")
     prices.add_argument("--tier", help="service tier, such as flex, priority or batch")
-    check = _command(commands, "check", "verify the installation: settings, patches, receiver of spans, prices, ledger")
+    what = "verify the installation: settings, patches, receiver of spans, prices, ledger"
+    check = _command(commands, "check", what, bad="a part is wrong")
     check.add_argument("--model", help="whose price has to be known (default: gpt-4o-mini)")
     check.add_argument("--prometheus", metavar="URL", help="whether the rules are loaded there, and targets answer")
     check.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
     return parser
 
 
-def _command(commands: Any, name: str, what: str) -> ArgumentParser:
+def _command(commands: Any, name: str, what: str, *, bad: str = "", no_answer: str = "") -> ArgumentParser:
+    """Add a command.
+
+    :param bad: when its exit status is 1.
+    :param no_answer: when it is 2, beside a wrong argument.
+    """
+    examples = [line for line in _EXAMPLES.splitlines() if f"{line} ".startswith(f"  taskpilot-instrument {name} ")]
+    statuses = {0: "all is well", 1: bad, 2: f"an argument is wrong{no_answer}"}
+    told = [f"  {status}  {when}" for status, when in statuses.items() if when]
     made: ArgumentParser = commands.add_parser(
         name,
         help=what,
         description=f"{what[0].upper()}{what[1:]}.",
-        epilog="\n".join(line for line in _EXAMPLES.splitlines() if line == "examples:" or f" {name}" in line),
+        epilog="\n".join(["examples:", *examples, "", "exit status:", *told]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return made
 
 
-def _asking(commands: Any, name: str, what: str) -> ArgumentParser:
-    made = _command(commands, name, what)
+def _asking(commands: Any, name: str, what: str, *, bad: str = "", no_answer: str = "") -> ArgumentParser:
+    made = _command(commands, name, what, bad=bad, no_answer=f", or the page does not answer{no_answer}")
     made.add_argument("--url", default=_URL, help="address of the page (default: %(default)s)")
     made.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="its bearer token")
     made.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")

@@ -1,6 +1,6 @@
 """``compare_models(...)``: what each model did, how well, how fast and at what cost."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -8,7 +8,9 @@ from typing import Any, Final, NamedTuple, Self
 
 from taskpilot_instrument._display import UNKNOWN, html_table, milliseconds, percent, span, table, usd
 from taskpilot_instrument._estimates import LEAST_SAMPLE, Estimate, mean, quantile, rate, ratio
+from taskpilot_instrument._repricing import FlatPrice, Repriced, Traffic, prices_of, repriced
 from taskpilot_instrument.golden import parse_window
+from taskpilot_instrument.pricing import BOOK, PriceBook
 from taskpilot_instrument.sinks import _signals
 from taskpilot_instrument.sinks._figures import ModelSample, model_samples
 from taskpilot_instrument.sinks._sketch import Sketch
@@ -17,6 +19,10 @@ from taskpilot_instrument.sinks.metrics import MetricsBackend
 _CAUTIONS: Final = (
     "A run counts for the model that it called last.",
     "Models that were given different work cannot be told apart by this; experiment() draws them by lot.",
+)
+_REPRICED: Final = (
+    "What another model would have cost: the same tokens at its prices (≈ where they may not be all); "
+    "it may need more or fewer of them."
 )
 
 
@@ -35,12 +41,14 @@ class ModelFigures:
     :param problems: calls that did not succeed in percent of all, by type of error, else by outcome.
     :param first_chunk_p50_ms: time from request to first chunk, of streams; so ``first_chunk_p95_ms``.
     :param tokens_per_second: output tokens ÷ the seconds that they took: from the first chunk on of streams, of the
-        whole call otherwise. Sums over sums, so that a long answer counts for more than a short one.
+        whole call otherwise; of calls that succeeded. Sums over sums, so that a long answer counts for more than a
+        short one.
     :param cost_per_call_usd: of calls whose cost is wholly known.
     :param cost_per_successful_run_usd: what the runs cost that had this model called last, failed ones included, ÷ the
         successful ones among them: workflow runs, or runs of the agent that was asked for.
     :param cached_share_percent: of the input tokens, those that came from the provider's cache.
     :param limit_hits: token limits that were hit, by limit.
+    :param repriced: what the same tokens would have cost, by the model that was asked about.
     :param correctness_percent: of users' verdicts on runs that had this model called last.
     """
 
@@ -63,6 +71,7 @@ class ModelFigures:
     cost_per_successful_run_usd: Estimate
     correctness_percent: Estimate
     limit_hits: Mapping[str, int]
+    repriced: Mapping[str, Repriced]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as JSON has it; an estimate is an object with value, low, high and sample."""
@@ -134,7 +143,7 @@ class ModelComparison:
                 {**each._asdict(), "standing": str(each.standing), "compared": list(each.compared)}
                 for each in self.findings
             ],
-            "caution": " ".join(_CAUTIONS),
+            "caution": " ".join(self._cautions()),
         }
 
     @classmethod
@@ -153,10 +162,13 @@ class ModelComparison:
     def __str__(self) -> str:
         if not self.models:
             return f"{self._caption()}: no call yet"
-        return "\n".join([self._caption(), *table(self._rows()), *_CAUTIONS])
+        return "\n".join([self._caption(), *table(self._rows()), *self._cautions()])
 
     def _repr_html_(self) -> str:
-        return html_table(f"{self._caption()}. {' '.join(_CAUTIONS)}", self._rows())
+        return html_table(f"{self._caption()}. {' '.join(self._cautions())}", self._rows())
+
+    def _cautions(self) -> tuple[str, ...]:
+        return (*_CAUTIONS, _REPRICED) if any(each.repriced for each in self.models) else _CAUTIONS
 
     def _caption(self) -> str:
         window = "since the start" if self.window_seconds is None else f"last {span(self.window_seconds)}"
@@ -171,9 +183,20 @@ class ModelComparison:
             rows.append([figure.label, *shown, told.get(figure.name, "")])
             if figure.name == "success_rate":
                 rows += self._problems()
+        rows += self._repriced()
         rows.append(["cached input", *(percent(each.cached_share_percent) for each in self.models), ""])
         rows.append(["token limits hit", *(f"{sum(each.limit_hits.values()):,}" for each in self.models), ""])
         return rows
+
+    def _repriced(self) -> list[list[str]]:
+        others = list(dict.fromkeys(name for each in self.models for name in each.repriced))
+        if not others:
+            return []
+        spent = [_partly(usd(each.total_cost_usd), least=bool(each.unpriced_calls)) for each in self.models]
+        return [
+            ["cost", *spent, ""],
+            *([f"  at {name}", *(_instead(each, name) for each in self.models), ""] for name in others),
+        ]
 
     def _problems(self) -> list[list[str]]:
         names = dict.fromkeys(name for each in self.models for name in each.problems)
@@ -190,9 +213,24 @@ def _shown(estimate: Estimate | None, show: Callable[[float | None], str]) -> st
     return f"{show(estimate.value)} ({show(estimate.low)} … {show(estimate.high)})"
 
 
+def _partly(shown: str, *, least: bool) -> str:
+    return f"≥ {shown}" if least else shown
+
+
+def _instead(figures: ModelFigures, model: str) -> str:
+    """Show what a model's traffic would have cost at the prices of another."""
+    found = figures.repriced[model]
+    shown = f"{'' if found.is_exact or found.usd is None else '≈ '}{usd(found.usd)}"
+    if found.usd is None or figures.unpriced_calls or not figures.total_cost_usd:
+        return shown
+    return f"{shown} ({(found.usd / figures.total_cost_usd - 1) * 100:+.0f} %)"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return value.as_dict()
+    if isinstance(value, Repriced):
+        return value._asdict()
     return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
 
 
@@ -202,31 +240,46 @@ def _read(value: Any) -> Any:
         return value
     if value.keys() == set(Estimate._fields):
         return Estimate(**value)
+    if value.keys() == set(Repriced._fields):
+        return Repriced(**value)
     return MappingProxyType({name: _read(each) for name, each in value.items()})
 
 
 # --- computing ----------------------------------------------------------------------------------
 
 
-def compare(backend: MetricsBackend, *, window: str | None = None, agent: str | None = None) -> ModelComparison:
+def compare(
+    backend: MetricsBackend,
+    *,
+    window: str | None = None,
+    agent: str | None = None,
+    reprice: Iterable[str] = (),
+    book: PriceBook = BOOK,
+) -> ModelComparison:
     """Compare the models that were called; see :meth:`Instrumentation.compare_models`.
 
-    :raises ConfigurationError: for a window that cannot be read or is not kept.
+    :param book: what models cost.
+    :raises ConfigurationError: for a window that cannot be read or is not kept, or a model without a price.
     """
+    others = prices_of(book, reprice)
     seconds = None if window is None else parse_window(window)
     samples = model_samples(backend.windows.select(None if seconds is None else seconds * 1_000_000_000), agent)
-    models = [_figures(model, sample) for model, sample in samples.items()]
+    models = [_figures(model, sample, book, others) for model, sample in samples.items()]
     models = [each for each in models if each.calls or each.correctness_percent.sample]
     models.sort(key=lambda each: (-each.calls, each.model))
     findings = tuple(found for figure in _FIGURES if (found := _finding(figure, models)) is not None)
     return ModelComparison(tuple(models), findings, seconds, agent)
 
 
-def _figures(model: str, sample: ModelSample) -> ModelFigures:
+def _figures(model: str, sample: ModelSample, book: PriceBook, others: dict[str, FlatPrice]) -> ModelFigures:
     cell, calls, runs = sample
     first_chunk = calls.first_chunk or Sketch()
     # A vote that was changed is taken back when it is changed: in a window it may be missing below zero.
     correct, incorrect = max(0, calls.correct), max(0, calls.incorrect)
+    traffic = Traffic(
+        model, cell.input_tokens, cell.output_tokens, calls.cached_tokens, cell.cost,
+        is_whole=not cell.unpriced,
+    )  # fmt: skip
     problems = {name: rate(count, cell.runs) for name, count in sorted((calls.problems or {}).items())}
     return ModelFigures(
         model=model,
@@ -254,6 +307,7 @@ def _figures(model: str, sample: ModelSample) -> ModelFigures:
         ),
         correctness_percent=rate(correct, correct + incorrect),
         limit_hits=MappingProxyType(dict(sorted((calls.limits or {}).items()))),
+        repriced=MappingProxyType(repriced(book, traffic, others)),
     )  # fmt: skip
 
 

@@ -96,6 +96,11 @@ def _decorate(target: Any, spec: _Spec) -> Any:
 def _apply(spec: _Spec, target: Any) -> Any:
     if isinstance(target, type):
         return _observe_class(target, spec)
+    if spec.explicit_methods:
+        raise ConfigurationError(
+            f"methods= names the entry methods of a class; {getattr(target, '__name__', target)!r:.80} is none: "
+            f"leave it out"
+        )
     if isinstance(target, classmethod | staticmethod):
         return _rewrap(target, _observe_function(target.__func__, spec))
     if not callable(target):

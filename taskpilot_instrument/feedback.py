@@ -126,7 +126,9 @@ def _check(
     if not isinstance(correct, bool):
         raise ConfigurationError(f"record_feedback(correct=…) takes True or False, not {correct!r}")
     if request_id is None and trace_id is None:
-        raise ConfigurationError("record_feedback() needs the run that it speaks of: give request_id or trace_id")
+        raise ConfigurationError(
+            "record_feedback() needs the run that it speaks of: give request_id, trace_id or token"
+        )
     for name, value in (("request_id", request_id), ("user", user), ("id", id)):
         if value is not None and not (isinstance(value, str) and 0 < len(value) <= _LONGEST_ID):
             raise ConfigurationError(f"record_feedback({name}=…) takes text of 1 to {_LONGEST_ID} characters")

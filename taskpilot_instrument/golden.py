@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Final, NamedTuple
 
 from taskpilot_instrument._display import milliseconds, number, of, percent, span, usd
+from taskpilot_instrument._waste import Lost
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
@@ -45,6 +46,8 @@ THRESHOLDS: Final[dict[str, Threshold]] = {
     G_COST_PER_TASK: Threshold(0.10, 0.50),
     G_VIOLATION_RATE: Threshold(1, 2),
 }
+#: What stands in place of a verdict on the others.
+NO_THRESHOLD: Final = "no threshold"
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 _SHORTEST: Final = 60
 _LONGEST: Final = 24 * 3600
@@ -159,6 +162,20 @@ class GoldenSignals:
         return _signals.waste(self.sample)
 
     @property
+    def failed(self) -> Lost | None:
+        """Runs that ended in an error, or were cancelled: ``runs``, and in ``usd`` all that was spent in them.
+
+        That includes calls that succeeded. The money of a run inside another one is that of the run around it; where
+        ``unpriced`` is not zero, it is a lower bound.
+        """
+        return None if self.sample.lost is None else _signals.failed(self.sample.lost)
+
+    @property
+    def blocked(self) -> Lost | None:
+        """Runs that a policy, guardrail, budget or limit ended, likewise."""
+        return None if self.sample.lost is None else _signals.blocked(self.sample.lost)
+
+    @property
     def total_cost_usd(self) -> float | None:
         """All spend whose price is known, that of failed runs included."""
         return None if self.sample.spent_usd is None else float(self.sample.spent_usd)
@@ -237,7 +254,19 @@ class GoldenSignals:
             lowest = "" if wasted.unpriced == 0 else "≥ "
             on = "" if wasted.calls is None else f" on {of(wasted.calls, 'call')}"
             said += f", {lowest}{usd(float(wasted.usd))} wasted{on}"
+        for ended, lost in self._lost():
+            if lost.usd or lost.unpriced:
+                least = f"{'≥ ' if lost.unpriced else ''}{usd(float(lost.usd))}" if lost.usd else "an unknown sum"
+                said += f", {least} in {ended} runs"
         return said
+
+    def _lost(self) -> list[tuple[str, Lost]]:
+        both = ("failed", self.failed), ("blocked", self.blocked)
+        return [(ended, lost) for ended, lost in both if lost is not None and lost.runs]
+
+    def _ended(self) -> str:
+        counted = f"{number(self.sample.successes)} of {number(self.sample.runs)} runs"
+        return ", ".join([counted, *(f"{lost.runs:,} {ended}" for ended, lost in self._lost())])
 
     def _timed(self) -> str:
         if self.sample.p95_bounds_ms is None:
@@ -254,19 +283,24 @@ class GoldenSignals:
         if sample.checked is None or sample.check_failed is None:
             return counted
         if not sample.checked and not sample.check_failed:
-            return f"{counted}, no run was checked" if sample.runs else counted
+            if not sample.runs:
+                return counted
+            # What the program reports needs no check; and a check counts with its run, once that is over.
+            by = " by the program or in open runs" if sample.violations else ""
+            return f"{counted}{by}, no {'finished ' if by else ''}run was checked"
         failed = f", {of(sample.check_failed, 'check')} failed" if sample.check_failed else ""
         return f"{counted}, {number(sample.checked)} of {number(sample.runs)} runs checked{failed}"
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
-        sample, verdicts = self.sample, self.verdicts
+        sample = self.sample
+        verdicts = {key: judged if key in THRESHOLDS else NO_THRESHOLD for key, judged in self.verdicts.items()}
         cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
         return [
             (
                 "success rate",
                 percent(self.success_rate),
                 verdicts[G_SUCCESS_RATE],
-                f"{number(sample.successes)} of {number(sample.runs)} runs",
+                self._ended(),
             ),
             (
                 "p95 latency",

@@ -14,6 +14,7 @@ event loop, under a plain agent in one of ours. Where a plain function may hand 
 return self._run()``) its input is checked before it does so, and the thread waits.
 """
 
+import builtins
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -28,17 +29,22 @@ from taskpilot_instrument.policy import FORMS, OnDeny
 
 __all__ = ["Guardrail", "Subject", "Verdict", "check_of", "guardrails_of", "verdict_of"]
 
+#: Return annotations that say that a function judges nothing.
+_NO_VERDICTS: Final = (None, type(None), int, float, str, bytes, list, "None", "int", "float", "str", "bytes", "list")
 OnError = Literal["allow", "block"]
 Direction = Literal["input", "output"]
 
 
 def _checks() -> _forms.Form:
     def accept(value: Any) -> object:
-        if not callable(value) or isinstance(value, type):
-            raise ValueError  # noqa: TRY004 - what accept() raises
+        if not callable(value) or isinstance(value, type) or not _may_check(value):
+            raise ValueError
         return value
 
-    expected = "a function that takes a text, and the Subject if it has a parameter for it"
+    expected = (
+        "a function that takes a text, and the Subject if it has a parameter for it, and answers a bool or something "
+        "with a bool `allowed`"
+    )
     return _forms.optional(_forms.Form("function", expected, accept))
 
 
@@ -50,6 +56,21 @@ _FORMS: Final = {
     "on_error": _forms.choice(get_args(OnError)),
     "on_block": _forms.choice(get_args(OnDeny)),
 }
+
+
+def _may_check(fn: Callable[..., Any]) -> bool:
+    """Tell whether a function can be called with a text, and whether its answer can be a verdict."""
+    if getattr(fn, "__self__", None) is builtins:  # len, print and the like: none of them judges a text
+        return False
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # written in C: its first answer will tell
+        return True
+    try:
+        signature.bind("", None) if _wants_subject(fn) else signature.bind("")
+    except TypeError:
+        return False
+    return signature.return_annotation not in _NO_VERDICTS
 
 
 class Verdict(NamedTuple):

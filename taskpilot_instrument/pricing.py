@@ -198,6 +198,10 @@ class PriceBook:
         """
         return self._priced(usage, (model, response_model, provider, base_url, service_tier, None))
 
+    def rates(self, model: str) -> Rates | None:
+        """Return the compiled price of a model; None where it is not known."""
+        return self._answer((model, None, None, None, None, None)).rates
+
     def most_pico(self, call: "LLMCall", input_tokens: int, output_tokens: int, /) -> int | None:
         """Return the most that so many tokens may cost, in pico-dollars: no discount, and each at its dearest rate.
 

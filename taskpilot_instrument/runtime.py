@@ -181,20 +181,20 @@ class Instrumentation(Answers, Voting):
         return delivered
 
     def force_flush(self, timeout_s: float = 30.0) -> bool:
-        """Send what is waiting; return whether all of it was sent in time.
+        """Send what is waiting, and write to the ledger what is to be in it; return whether all of it went in time.
 
         :param timeout_s: how long it may take, in seconds.
         """
         finish_orphans()
         if self.parts.alerts is not None:
             self.parts.alerts.flush()
-        flush_metrics = getattr(self._meter_provider, "force_flush", None)
-        if flush_metrics is None:
-            return self._provider.flush(timeout_s)
         deadline = time.monotonic() + timeout_s
-        # Both are tried: spans that cannot be delivered are no reason to keep the metrics.
+        # Each is tried: what cannot be delivered is no reason to keep the rest.
+        written = self.parts.history is None or self.parts.history.flush()
         delivered = self._provider.flush(timeout_s)
-        return flush_in_time(flush_metrics, max(0.0, deadline - time.monotonic())) and delivered
+        flush_metrics = getattr(self._meter_provider, "force_flush", None)
+        measured = flush_metrics is None or flush_in_time(flush_metrics, max(0.0, deadline - time.monotonic()))
+        return written and delivered and measured
 
     def push_metrics(
         self, gateway: str, *, job: str, grouping_key: Mapping[str, str] | None = None, timeout_s: float = 30.0

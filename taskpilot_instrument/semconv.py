@@ -46,6 +46,10 @@ class Outcome(StrEnum):
     ABANDONED = "abandoned"
 
 
+#: How a run may end: only a model call is abandoned.
+RUN_OUTCOMES: Final = (str(Outcome.SUCCESS), str(Outcome.ERROR), str(Outcome.CANCELLED), str(Outcome.BLOCKED))
+
+
 class TokenKind(StrEnum):
     """Value of the ``kind`` label of the token family."""
 

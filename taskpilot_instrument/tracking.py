@@ -1,8 +1,10 @@
 """Record an LLM call that no patch can see: another provider's client, a gateway, an agent framework's result."""
 
+import logging
 from dataclasses import replace
+from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.trace import INVALID_SPAN
 
@@ -20,6 +22,9 @@ from taskpilot_instrument.semconv import COST_UNKNOWN, OPERATION_CHAT, Kind, Out
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.usage import TokenUsage
 
+_log: Final = logging.getLogger("taskpilot_instrument")
+_MOST_WARNINGS: Final = 100
+
 
 def track_llm_metrics(
     result: Any,
@@ -35,7 +40,8 @@ def track_llm_metrics(
     it counts in no latency; inside a workflow its tokens and cost roll up into the spans around it.
 
     :param result: a response with ``usage`` in OpenAI's or Anthropic's shape, as object or dictionary, or an
-        agent framework's with ``usage_details`` (``input_token_count``, ``output_token_count``).
+        agent framework's with ``usage_details`` (``input_token_count``, ``output_token_count``). One that tells no
+        usage, such as None, is counted as a call of unknown cost, and a warning says so once.
     :param agent_name: the agent that the call belongs to.
     :param metrics: where to count, such as ``instrument().metrics``.
     :param model: the model's name, where the result has none.
@@ -48,6 +54,8 @@ def track_llm_metrics(
     if not isinstance(metrics, MetricsBackend):
         raise ConfigurationError(f"metrics takes a MetricsBackend such as instrument().metrics, not {metrics!r}")
     call = _read(as_object(result), model, provider)
+    if call.usage is None:
+        _warn_of_no_usage(type(result).__name__ if result is not None else "None", agent_name)
     recorder, around = active(), current()
     price = (recorder.prices if recorder is not None else BOOK).price_call(call)
     if recorder is not None and metrics in recorder.sinks:
@@ -87,6 +95,17 @@ def track_llm_metrics(
         _charge(replace(record, ids=around.ids) if around is not None else record, recorder)
     watch(record, call, around, recorder.note if recorder is not None and metrics in recorder.sinks else metrics.noted)
     return float(price.usd) if price is not None else None
+
+
+@lru_cache(_MOST_WARNINGS)
+def _warn_of_no_usage(given: str, agent: str) -> None:
+    """Say it once, rather than break the agent that called: what it was given may only now and then be wrong."""
+    _log.warning(
+        "taskpilot_instrument: track_llm_metrics() found no usage in result=%s of agent %s: the call is counted, its "
+        "tokens and cost are unknown. Pass the response itself.",
+        given,
+        agent,
+    )
 
 
 def _charge(record: Finished, recorder: Recorder) -> None:

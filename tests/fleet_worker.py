@@ -15,7 +15,8 @@ import openai
 import taskpilot_instrument as tp
 from taskpilot_instrument.semconv import M_WORKFLOW_DURATION
 
-#: Every third run fails, every fifth breaks a policy, every second is judged; one model of three has no price.
+#: Every third run fails, every fifth breaks a policy, every second is judged; one model of three has no price. Every
+#: fourth makes a call besides that is sent twice, and fails once the model has worked for it.
 MODELS = ("gpt-4o-mini", "gpt-4o", "nobody-knows-its-price")
 
 
@@ -24,6 +25,8 @@ def plan(client: openai.OpenAI, number: int) -> None:
     """Ask a model, and fail now and then."""
     message: Any = {"role": "user", "content": "plan"}
     client.chat.completions.create(model=MODELS[number % len(MODELS)], messages=[message])
+    if number % 4 == 0:
+        client.responses.create(model=MODELS[number % 8 // 4], input="plan")
     if number % 3 == 2:
         raise ValueError("no plan")
 

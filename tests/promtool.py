@@ -27,9 +27,9 @@ OVERFLOW: Final = 'taskpilot_instrument_label_overflow_total{label="agent"}'
 
 #: What each series of a service that is only just healthy grows by in a minute; gauges stand still.
 HEALTHY: Final[dict[str, float]] = {
-    RUNS % "success": 9.6, RUNS % "error": 0.4, COST: 0.85, WASTED: 0.15, CALLS: 30, VIOLATIONS: 0.09, UNPRICED: 0, CUT_OFF: 1.4,
-    ERRORS: 0, OVERFLOW: 0, LATENCY % "1.0": 9.6, LATENCY % "2.0": 9.6, LATENCY % "5.0": 10, LATENCY % "7.5": 10,
-    LATENCY % "+Inf": 10, BLOCKED: 0, SPENT: 0, LIMIT: 0,
+    RUNS % "success": 9.6, RUNS % "error": 0.4, COST: 0.85, WASTED: 0.15, CALLS: 30, VIOLATIONS: 0.09, UNPRICED: 0,
+    CUT_OFF: 1.4, ERRORS: 0, OVERFLOW: 0, LATENCY % "1.0": 9.6, LATENCY % "2.0": 9.6, LATENCY % "5.0": 10,
+    LATENCY % "7.5": 10, LATENCY % "+Inf": 10, BLOCKED: 0, SPENT: 0, LIMIT: 0,
 }  # fmt: skip
 GAUGES: Final = {SPENT: 79.0, LIMIT: 100.0}
 #: Counts that are there before anything that a test makes happen.

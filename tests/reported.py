@@ -62,6 +62,7 @@ class Program:
         *,
         seconds: float = 1.0,
         fails: bool = False,
+        wastes: bool = False,
         correct: bool | None = None,
         violations: int = 0,
         workflow: str = "triage",
@@ -73,18 +74,24 @@ class Program:
 
         :param seconds: that the call takes.
         :param fails: the call is refused, and the run ends with its error.
+        :param wastes: then another call is made, sent twice, which fails once the model has worked for it.
         :param correct: what the user says of it, at once.
         """
         self._runs += 1
         self._seconds = seconds
         name = f"req-{self._runs}"
         self._server.script(Reply.error(400) if fails else Reply("done", usage=TokenUsage(*usage)))
+        if wastes:
+            again = Reply.error(429, headers={"retry-after-ms": "1"})
+            self._server.script(again, Reply(failure="no", usage=TokenUsage(*usage)))
 
         @tp.observed_agent(name=agent)
         def work(text: str) -> None:
             for _ in range(violations):
                 leak(text)
             self._client.chat.completions.create(model=model, messages=[{"role": "user", "content": "go"}])
+            if wastes:
+                self._client.with_options(max_retries=1).responses.create(model=model, input="go")
 
         try:
             with tp.workflow(workflow, request_id=name):

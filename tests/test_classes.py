@@ -334,6 +334,11 @@ def test_twice_decorated_class_is_once(captured: Captured) -> None:
         (lambda: observed_agent(type("Empty", (), {})), "none of the methods"),
         (lambda: observed_agent(methods=["nope"])(type("Empty", (), {})), "has no method 'nope'"),
         (lambda: observed_agent(methods="run"), r"methods=\['run'\]"),
+        (
+            lambda: observed_agent(methods=["run"])(print),
+            "methods= names the entry methods of a class; 'print' is none",
+        ),
+        (lambda: observed_tool(methods=[])(lambda: 1), "methods= names the entry methods of a class"),
         (lambda: observed_tool(5), "class or a callable"),
         (lambda: observed_tool(name=""), "non-empty string"),
     ],

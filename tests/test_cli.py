@@ -18,7 +18,7 @@ from taskpilot_instrument.cli import main
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web import Server, serve
 
-COMMANDS = ["demo", "serve", "signals", "budgets", "models", "experiments", "prices", "check", "report"]
+COMMANDS = ["demo", "serve", "signals", "runs", "budgets", "models", "experiments", "prices", "check", "report"]
 
 
 @pytest.fixture
@@ -38,12 +38,16 @@ def fail_once() -> None:
 def test_signals(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[str]) -> None:
     """The signals are shown as a table and as JSON; ``--fail-on`` makes a bad verdict the exit status."""
     url = shown[1].url
+    with tp.workflow("w"):
+        pass
     assert 0 == main(["signals", "--url", url, "--fail-on", "warning"])
     fail_once()
     assert 0 == main(["signals", "--url", url])
-    assert re.search(r"success rate +0 +critical", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"success rate +50.00 % +critical +1 of 2 runs", printed)
+    assert re.search(r"user correctness +– +no threshold", printed)
     assert 0 == main(["signals", "--url", url, "--format", "json", "--window", "15m"])
-    assert 1 == json.loads(capsys.readouterr().out)["runs"]
+    assert 2 == json.loads(capsys.readouterr().out)["runs"]
     assert [1, 1] == [main(["signals", "--url", url, "--fail-on", each]) for each in ("critical", "warning")]
 
 
@@ -76,7 +80,17 @@ def test_prices(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"input +\$0\.15 +genai-prices", out)
     assert re.search(r"output +\$0\.6 +genai-prices", out)
     assert 1 == main(["prices", "my-own-model"])
-    assert "MODEL_PRICING" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert 'my-own-model has no known price: set MODEL_PRICING["my-own-model"]' in said.out
+    assert (1, "") == (len(said.out.splitlines()), said.err)
+
+
+def test_an_unknown_price_is_said_once(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer says it; the library's own warning does not say it again."""
+    assert 1 == main(["prices", "one-more-model-of-mine", "--provider", "azure"])
+    assert 1 == main(["check", "--model", "yet-another-model-of-mine"])
+    assert "one-more-model-of-mine, provider azure has no known price" in capsys.readouterr().out
+    assert [] == [line for line in caplog.messages if "of-mine" in line]
 
 
 def test_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +104,15 @@ def test_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command has a help that describes its options."""
+    """Each command has a help with examples of its own, and what its exit status means."""
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert 0 == left.value.code
-    assert f"taskpilot-instrument {command}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"  taskpilot-instrument {command}" in out
+    assert "exit status:\n  0  " in out
+    others = re.findall(rf"^  taskpilot-instrument (?!{command}\b)", out, re.MULTILINE)
+    assert [] == others
 
 
 def test_demo_with_the_page() -> None:

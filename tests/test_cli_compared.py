@@ -73,6 +73,9 @@ def test_models(shown: tuple[Captured, Server], client: openai.OpenAI, capsys: p
     found = ModelComparison.from_dict(json.loads(capsys.readouterr().out))
     assert shown[0].handle.compare_models() == found
     assert 1 == main(["models", "--url", url, "--agent", "nobody"])
+    capsys.readouterr()
+    assert 0 == main(["models", "--url", url, "--reprice", "gpt-4o", "--reprice", "gpt-4.1-nano"])
+    assert f"{shown[0].handle.compare_models(reprice=['gpt-4o', 'gpt-4.1-nano'])}\n" == capsys.readouterr().out
 
 
 def test_experiments(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +192,26 @@ def test_check_asks_for_a_price(capsys: pytest.CaptureFixture[str]) -> None:
     assert "MODEL_PRICING" in parts["prices"][1]
 
 
+def test_check_makes_no_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that is not there yet is told, and not made; a path that cannot be made is wrong."""
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    cases = {"ledger.db": "ok", "state/ledger.db": "ok", "stat/app/ledger.db": "wrong"}
+    if os.geteuid():  # nothing is read-only for root
+        cases["read-only/ledger.db"] = "wrong"
+    for name, state in cases.items():
+        monkeypatch.setenv("TASKPILOT_LEDGER", str(tmp_path / name))
+        status, parts = checked(capsys=capsys)
+        assert (int(state == "wrong"), state) == (status, parts["ledger"][0])
+        assert str(tmp_path / name) in parts["ledger"][1]
+    assert ["read-only"] == [each.name for each in tmp_path.iterdir()]
+    monkeypatch.setenv("TASKPILOT_LEDGER", str(tmp_path / "ledger.db"))
+    with tp.instrument(logs="off"):
+        pass
+    assert ("ok", str(tmp_path / "ledger.db")) == checked(capsys=capsys)[1]["ledger"]
+
+
 def test_check_tells_wrong_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that cannot be read is named, and nothing is tried with it."""
     monkeypatch.setenv("TASKPILOT_LABEL_CAP", "many")
@@ -225,12 +248,25 @@ def test_check_looks_for_the_target(tmp_path: Path, capsys: pytest.CaptureFixtur
         with prometheus(tmp_path, {"scrape_configs": [job]}) as running:
             wait_for("the first scrape", lambda: running.value('up{job="taskpilot"}'))
             _, parts = checked("--prometheus", running.url, capsys=capsys)
+            _, others = checked("--prometheus", f"{running.url}?job=another&zone=a", capsys=capsys)
     assert ("ok", "1 of 1 targets answer") == parts["scraping"]
+    assert ("wrong", 'no target has job="another",zone="a"') == others["scraping"]
+
+
+def test_check_tells_that_it_is_no_prometheus(capsys: pytest.CaptureFixture[str]) -> None:
+    """Something else that answers there is wrong, and so is a Prometheus that refuses."""
+    with capture() as captured, serve(0, handle=captured.handle) as server:
+        status, parts = checked("--prometheus", server.url, capsys=capsys)
+    assert (1, "wrong") == (status, parts["rules"][0])
+    assert "answered HTTP 404" in parts["rules"][1]
 
 
 def test_check_tells_that_prometheus_is_away(capsys: pytest.CaptureFixture[str]) -> None:
     """No Prometheus there, or no address, is wrong; not asked for, it is off."""
-    for url, said in (("http://127.0.0.1:1", "cannot be reached"), ("127.0.0.1", "expected an address")):
+    for url, said in (
+        ("http://127.0.0.1:1", "http://127.0.0.1:1 cannot be asked (ConnectionRefusedError"),
+        ("127.0.0.1", "--prometheus='127.0.0.1': expected the URL of a Prometheus"),
+    ):
         status, parts = checked("--prometheus", url, capsys=capsys)
         assert (1, "wrong") == (status, parts["rules"][0])
         assert said in parts["rules"][1]

@@ -96,6 +96,20 @@ def test_tokens_a_second_begin_with_the_first_chunk(backend: MetricsBackend) -> 
     assert (100.0, 2) == (told.value, told.sample)
 
 
+def test_tokens_a_second_are_of_calls_whose_speed_is_known(backend: MetricsBackend) -> None:
+    """What failed or was left, took no time, or was made earlier and only fetched, tells nothing of the speed."""
+    record(backend, llm_call(usage=TokenUsage(10, 100), ms=1000))
+    for outcome in set(Outcome) - {Outcome.SUCCESS}:
+        record(backend, llm_call(usage=TokenUsage(10, 1), ms=60_000, outcome=outcome))
+    record(backend, llm_call(usage=TokenUsage(10, 10**9), ms=1000, first_chunk_ms=1000))
+    fetched = llm_call(usage=TokenUsage(10, 10**9), ms=1)
+    assert fetched.llm is not None
+    fetched.llm.is_fetched = True
+    record(backend, fetched)
+    told = figures(backend).tokens_per_second
+    assert (100.0, 1) == (told.value, told.sample)
+
+
 def test_cached_share_is_of_input_tokens(backend: MetricsBackend) -> None:
     """Cached tokens ÷ input tokens, None where there was no input."""
     record(backend, llm_call(usage=TokenUsage(300, 10, 100)), llm_call(usage=TokenUsage(100, 10)))
@@ -220,7 +234,7 @@ def test_what_calls_take_is_within_the_budgets() -> None:
         calls = cell.of_calls()
         for step in range(20):
             cell.latency.add(1.5**step)
-            calls.time(10_000_000 * 2**step, 5_000_000 * 2**step if number % 2 else None, 100 + step)
+            calls.time(0.01 * 2**step, 5_000_000 * 2**step if number % 2 else None, 100 + step)
             calls.spend(Decimal(step) / 1000, whole=True)
             calls.run(Decimal(step) / 1000, won=True)
         if number % 3 == 0:

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +17,12 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
 import taskpilot_instrument as tp
+from taskpilot_instrument._demo import load_example, work
+from taskpilot_instrument._demo_page import BUDGETS, goals
 from taskpilot_instrument._trace_tree import trace_tree
 from taskpilot_instrument.cli import main
 from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
-from taskpilot_instrument.testing import Captured
+from taskpilot_instrument.testing import Captured, capture
 
 pytestmark = pytest.mark.openai
 
@@ -113,6 +116,15 @@ async def test_example_shows_each_ending(example: Example) -> None:
     )
 
 
+async def test_votes_are_known_by_agent_and_model(example: Example) -> None:
+    """Users' verdicts are linked to their runs, so that every breakdown by correctness has them."""
+    handle = example.captured.handle
+    sample = handle.golden_signals(agent="ExecutorAgent").sample
+    assert (7, 1) == (sample.correct, sample.incorrect)
+    (model,) = handle.compare_models().models
+    assert (87.5, 8) == (model.correctness_percent.value, model.correctness_percent.sample)
+
+
 def test_example_runs_on_its_own() -> None:
     """As a script the example works off its goals and prints the golden signals; its log lines go to stderr."""
     ran = subprocess.run([sys.executable, str(EXAMPLE)], check=True, capture_output=True, text=True, timeout=60)
@@ -137,6 +149,39 @@ def test_demo_prints_trees_lines_and_signals(capsys: pytest.CaptureFixture[str])
     assert 1 == len({(line["request_id"], line["trace_id"]) for line in lines})
     assert re.search(r"success rate +80\.00 %", printed)
     assert re.search(r"policy violations +10\.00 %", printed)
+
+
+@pytest.mark.parametrize(
+    ("called", "path", "shown"),
+    [
+        (".venv/bin/taskpilot-instrument", "/usr/bin", ".venv/bin/taskpilot-instrument"),
+        ("{bin}/taskpilot-instrument", "{bin}", "taskpilot-instrument"),
+        ("/my tools/taskpilot-instrument", "{bin}", "'/my tools/taskpilot-instrument'"),
+        ("cli.py", "{bin}", f"{sys.executable} -m taskpilot_instrument.cli"),
+    ],
+)
+def test_what_comes_next_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    called: str, path: str, shown: str,
+) -> None:  # fmt: skip
+    """The commands at the end name the program as it was called, by its name alone where the shell finds it."""
+    program = tmp_path / "taskpilot-instrument"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", path.format(bin=tmp_path))
+    monkeypatch.setattr(sys, "argv", [called.format(bin=tmp_path), "demo"])
+    assert 0 == main(["demo", "--runs", "1"])
+    assert f"\n  see it move                   {shown} demo --serve\n" in capsys.readouterr().out
+
+
+async def test_budgets_of_the_demo_with_its_page() -> None:
+    """One budget of the demo that goes on and on warns, without being spent, and the others hold for its hour."""
+    program = load_example()
+    with capture(budgets=list(BUDGETS), ledger="memory") as captured:
+        await work(program, islice(goals(program, 0), 60), captured.handle)
+        spent = {status.name: status.ratio for status in tp.budget_status()}
+    assert 0.8 <= spent.pop("trial") < 1
+    # Half a second between them makes at most 7,200 runs an hour, if they took no time themselves.
+    assert {"all agents": True, "planner": True} == {name: ratio / 60 * 7200 < 0.8 for name, ratio in spent.items()}
 
 
 def test_demo_shows_progress_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from taskpilot_instrument._effects import Verdict
 from taskpilot_instrument._sequential import critical, p_value
 from taskpilot_instrument.context import Ids
 from taskpilot_instrument.semconv import COST_PARTIAL, Outcome
-from taskpilot_instrument.sinks import _trials
 from taskpilot_instrument.sinks._trials import BLOCKS, Trial
 from taskpilot_instrument.testing import Captured, capture
 
@@ -378,16 +377,25 @@ def test_a_window_has_figures_and_no_verdict(captured: Captured) -> None:
 
 def test_another_design_begins_anew(captured: Captured, caplog: pytest.LogCaptureFixture) -> None:
     """Runs under other weights are not mixed with those before, and that is said once."""
-    _trials._warn_of_redesign.cache_clear()
     play(captured, range(300), lambda _variant, _unit: (True, 1.0, 0.1))
     with caplog.at_level(logging.WARNING, "taskpilot_instrument"):
         play(captured, range(40), lambda _variant, _unit: (True, 1.0, 0.1), weights=[9, 1])
         play(captured, range(40), lambda _variant, _unit: (True, 1.0, 0.1))
     assert 40 == sum(each.runs for each in captured.handle.experiment_report(NAME).variants)
     assert 1 == caplog.text.count("begins anew")
+    assert "control 90%, terse 10%, before control 50%, terse 50%" in caplog.text
     runs = "taskpilot_experiment_runs_total"
     labels = [{"experiment": NAME, "variant": variant, "outcome": "success"} for variant in BOTH]
     assert 380 == sum(captured.metrics.registry.get_sample_value(runs, each) or 0 for each in labels)
+
+
+def test_a_variant_more_is_told(captured: Captured, caplog: pytest.LogCaptureFixture) -> None:
+    """A third variant of an experiment that runs is another design, too: a warning names both."""
+    play(captured, range(40), lambda _variant, _unit: (True, 1.0, 0.1))
+    with tp.workflow("w"):
+        tp.experiment(NAME, [*BOTH, "third"], unit="user-1")
+    assert [*BOTH, "third"] == [each.variant for each in captured.handle.experiment_report(NAME).variants]
+    assert "control 33%, terse 33%, third 33%, before control 50%, terse 50%" in caplog.text
 
 
 def test_runs_from_elsewhere_count_without_their_unit(captured: Captured) -> None:

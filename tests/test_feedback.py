@@ -164,9 +164,34 @@ def test_a_token_votes_on_its_run(client: openai.OpenAI, server: EmbeddedServer)
         with tp.workflow("triage", request_id="req-a") as run:
             PlannerAgent().run(client)
         token = captured.handle.feedback_token(run)
-        assert captured.handle.record_token_feedback(token, correct=True).linked
-        with pytest.raises(tp.ConfigurationError, match="not valid"):
-            captured.handle.record_token_feedback(token[:-1] + ("A" if token[-1] != "A" else "B"), correct=True)
+        receipts = [tp.record_feedback(correct, token=token, user="u-1") for correct in (True, True, False)]
+        assert [(True, False), (True, True), (True, True)] == [(each.linked, each.replaced) for each in receipts]
+        assert tp.record_feedback(False, request_id="req-a", user="u-1").replaced
+        counted = [
+            captured.metrics.get_counter(f"llm.quality.user_confirmed_{each}") for each in ("correct", "incorrect")
+        ]
+        assert [0, 1] == counted
+        assert 1 == captured.handle.golden_signals(agent="PlannerAgent").feedback
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"token": "tp1.e30.x"}, "the feedback token is not valid"),
+        ({"token": ""}, "the feedback token is not valid"),
+        ({"token": 5}, r"record_feedback\(token=…\) takes what feedback_token\(run\) returned"),
+        ({"token": "valid", "request_id": "req-b"}, "leave request_id and trace_id out"),
+        ({"token": "valid", "trace_id": "0" * 32}, "leave request_id and trace_id out"),
+        ({"token": "expired"}, "has expired"),
+    ],
+)
+def test_a_token_that_is_none_is_refused(more: dict[str, Any], said: str) -> None:
+    """What was changed, made up or is too old counts nothing, from Python as over HTTP."""
+    with capture(feedback_key="k") as captured:
+        made = {"valid": tp.feedback_token("req-a"), "expired": tp.feedback_token("req-a", lifetime_s=-1)}
+        with pytest.raises(tp.ConfigurationError, match=said):
+            tp.record_feedback(True, **{name: made.get(value, value) for name, value in more.items()})
+        assert 0 == captured.handle.golden_signals().feedback
 
 
 def test_a_token_needs_a_key(captured: Captured) -> None:
@@ -204,7 +229,7 @@ def test_any_text_is_no_token(text: str) -> None:
     ("arguments", "said"),
     [
         ({"correct": 1, "request_id": "r"}, "True or False"),
-        ({"correct": True}, "give request_id or trace_id"),
+        ({"correct": True}, "give request_id, trace_id or token"),
         ({"correct": True, "request_id": ""}, "request_id"),
         ({"correct": True, "request_id": "r" * 201}, "200 characters"),
         ({"correct": True, "trace_id": "xyz"}, "32 lower-case"),

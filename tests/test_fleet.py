@@ -17,7 +17,10 @@ import pytest
 from backends import Prometheus, free_port, prometheus, run, wait_for
 
 import taskpilot_instrument as tp
-from taskpilot_instrument.embedded import EmbeddedServer
+from taskpilot_instrument._display import usd
+from taskpilot_instrument._waste import Waste, WasteInMetrics
+from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
+from taskpilot_instrument.usage import TokenUsage
 
 WORKER: Final = Path(__file__).with_name("fleet_worker.py")
 #: What can be added up over lives, by the filter that it was asked with.
@@ -110,6 +113,15 @@ class Fleet:
         }
         return {**sums, "spent_usd": sum(Decimal(sample["spent_usd"]) for sample in samples)}
 
+    def wasted(self, filtered: str) -> Waste:
+        """Return what was wasted in all lives."""
+        whole = Waste()
+        for worker in self.workers:
+            for life in worker.lives:
+                told = Waste(*life["samples"][filtered]["wasted"])
+                whole = whole.plus(told._replace(usd=Decimal(told.usd)))
+        return whole
+
     def buckets(self) -> dict[float, float]:
         """Return how many runs took at most so many seconds, over all lives."""
         sums: Counter[float] = Counter()
@@ -117,6 +129,15 @@ class Fleet:
             for life in worker.lives:
                 sums.update({float(bound): count for bound, count in life["buckets"].items()})
         return dict(sums)
+
+
+def reply(request: Received) -> Reply:
+    """Answer; where a response is asked for, say that it is too much, and the second time that it failed."""
+    if request.endpoint != "/responses":
+        return Reply()
+    if request.headers["x-stainless-retry-count"] == "0":
+        return Reply.error(429, headers={"retry-after-ms": "1"})
+    return Reply(failure="no", usage=TokenUsage(150, 50))
 
 
 @contextmanager
@@ -134,7 +155,7 @@ def scraping(folder: Path, targets: list[str]) -> Iterator[Prometheus]:
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Workers whose lives are over, but for some, and the Prometheus that saw them."""
     with ExitStack() as opened:
-        server = opened.enter_context(EmbeddedServer())
+        server = opened.enter_context(EmbeddedServer(reply))
         workers = [Worker(free_port(), server.url) for _ in range(5)]
         for worker in workers:
             opened.callback(worker.kill)
@@ -168,7 +189,32 @@ def test_answer_is_the_sum_of_what_workers_did(
     found = tp.golden_signals(source=fleet.running.url, window=window, **asked[filtered])
     expected = fleet.told(filtered) | dict.fromkeys(unknown)
     assert expected == {name: getattr(found.sample, name) for name in expected}
-    assert (None, None, None) == (found.checked_runs, found.wasted_cost_usd, found.retries)
+    assert found.checked_runs is None
+
+
+@pytest.mark.parametrize("window", [None, "10m", "24h"])
+@pytest.mark.parametrize(("filtered", "unpriced"), [("all", None), ("agent", None), ("model", 0)])
+def test_waste_is_the_sum_of_what_workers_wasted(
+    fleet: Fleet, filtered: str, unpriced: int | None, window: str | None
+) -> None:
+    """So is what was wasted; how many calls it was is not known, nor, beside calls without a price, all their cost."""
+    asked = {"all": {}, "agent": {"agent": "PlannerAgent"}, "model": {"model": "gpt-4o"}}
+    told = fleet.wasted(filtered)
+    found = tp.golden_signals(source=fleet.running.url, window=window, **asked[filtered])
+    assert told.calls == told.retries > 0
+    assert WasteInMetrics(told.attempts, told.retries, told.tokens, told.usd, unpriced) == found.sample.wasted
+    assert (float(told.usd), told.tokens, told.retries, told.attempts, None, unpriced) == (
+        found.wasted_cost_usd, found.wasted_tokens, found.retries, found.wasted_attempts, found.wasted_calls,
+        found.wasted_unpriced_calls,
+    )  # fmt: skip
+    assert 100 * found.wasted_cost_usd / (found.total_cost_usd or 1) == pytest.approx(found.waste_percent)
+    assert f", {'' if unpriced == 0 else '≥ '}{usd(float(told.usd))} wasted\n" in str(found)
+
+
+def test_waste_within_a_workflow_is_not_known(fleet: Fleet) -> None:
+    """The families tell no workflow."""
+    found = tp.golden_signals(source=fleet.running.url, workflow="triage")
+    assert (None, None, None) == (found.wasted_cost_usd, found.retries, found.waste_percent)
 
 
 def test_latency_is_of_the_bucket_that_it_says(fleet: Fleet) -> None:
@@ -200,6 +246,7 @@ def test_only_what_is_asked_for(fleet: Fleet) -> None:
     assert told["runs"] == tp.golden_signals(source=f"{fleet.running.url}/?job=taskpilot").runs
     nobody = tp.golden_signals(source=f"{fleet.running.url}?job=another", window="1h")
     assert (0, None, None) == (nobody.runs, nobody.total_cost_usd, nobody.violations)
+    assert (None, None) == (nobody.wasted_cost_usd, nobody.retries)
     assert {None} == set(nobody.values.values())
     assert None is nobody.as_dict()["cost_per_successful_task_usd"]
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from prometheus_client import start_http_server
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import _fleet, semconv
+from taskpilot_instrument._waste import WasteInMetrics
 from taskpilot_instrument.cli import main
 from taskpilot_instrument.errors import ConfigurationError, SourceError
 from taskpilot_instrument.semconv import Outcome
@@ -228,7 +230,8 @@ def source(tmp_path: Path) -> Iterator[tuple[str, MetricsBackend]]:
     for outcome, ms in ((Outcome.SUCCESS, 100), (Outcome.SUCCESS, 120), (Outcome.ERROR, 4_000_000)):
         backend.finished(workflow_run(outcome=outcome, ms=ms))
     backend.finished(agent_run())
-    backend.finished(llm_call())
+    for outcome in (Outcome.SUCCESS, Outcome.ERROR):
+        backend.finished(llm_call(outcome=outcome))
     for correct in (True, True, False):
         backend.record_feedback(correct, "PlannerAgent")
     with prometheus(tmp_path, config) as running:
@@ -248,6 +251,8 @@ def test_page_and_command_line(source: tuple[str, MetricsBackend], capsys: pytes
     found = tp.golden_signals(source=url, window="5m")
     assert (1, 1) == (found.sample.correct, found.sample.incorrect)
     assert backend.golden_sample().spent_usd == found.sample.spent_usd
+    assert WasteInMetrics(1, 0, 200, Decimal("0.0000525"), 0) == found.sample.wasted
+    assert "$0.000105 spent, 0 calls without a price, $0.0000525 wasted\n" in str(found)
     assert "3 timed, beyond 3,600,000 ms" in str(found)
 
     assert 1 == main(["signals", "--source", url, "--window", "5m", "--fail-on", "critical"])
@@ -261,7 +266,7 @@ def test_page_and_command_line(source: tuple[str, MetricsBackend], capsys: pytes
     with capture() as captured, serve(0, handle=captured.handle, source=url) as server:
         answer = httpx.get(f"{server.url}signals", params={"window": "5m"}).json()
         assert (3, 2, url) == (answer["runs"], answer["successes"], answer["source"])
-        assert None is answer["wasted_cost_usd"]
+        assert 0.0000525 == answer["wasted_cost_usd"]
         assert [3_600_000, None] == answer["p95_bounds_ms"]
         state = httpx.get(f"{server.url}state").json()
         assert (3, url, 0) == (state["signals"]["runs"], state["source"], sum(state["series"]["points"]["runs"]))

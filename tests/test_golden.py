@@ -250,11 +250,12 @@ def test_print_shows_an_aligned_table(backend: MetricsBackend) -> None:
     """Values, verdicts and what they rest on stand in columns."""
     expected = """\
 Golden signals, last 15m: critical
-  success rate          50.00 %  critical  1 of 2 runs
-  p95 latency          1,234 ms  healthy   2 timed
-  cost per task      $0.0000525  healthy   $0.0000525 spent, 1 of 1 billable calls priced
-  user correctness     100.00 %  unknown   1 of 1 confirmed
-  policy violations      0.00 %  healthy   0 counted, no run was checked"""
+  success rate          50.00 %  critical      1 of 2 runs, 1 failed
+  p95 latency          1,234 ms  healthy       2 timed
+  cost per task      $0.0000525  healthy       $0.0000525 spent, 1 of 1 billable calls priced, \
+an unknown sum in failed runs
+  user correctness     100.00 %  no threshold  1 of 1 confirmed
+  policy violations      0.00 %  healthy       0 counted, no run was checked"""
     assert expected == str(some_signals(backend))
 
 

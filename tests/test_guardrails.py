@@ -428,6 +428,26 @@ def test_checks_go_on_in_a_child_process() -> None:
 # --- definitions --------------------------------------------------------------------------------
 
 
+def shouted(text: str) -> str:
+    """Say of a text what no check says."""
+    return text.upper()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        str.isascii,
+        "abc".__contains__,
+        lambda text, *, least=1: len(text) >= least,
+        lambda *given: bool(given),
+        Checker(),
+    ],
+)
+def test_any_function_of_a_text_may_check(check: Callable[..., Any]) -> None:
+    """What can be called with a text is taken, whatever it is written in."""
+    assert check is tp.Guardrail("g", check_input=check).check_input
+
+
 @pytest.mark.parametrize(
     ("define", "said"),
     [
@@ -435,6 +455,11 @@ def test_checks_go_on_in_a_child_process() -> None:
         (lambda: tp.Guardrail("", check_input=without_bad), "name=''"),
         (lambda: tp.Guardrail("g", check_input="x"), "check_input='x'"),  # type: ignore[arg-type]
         (lambda: tp.Guardrail("g", check_output=Checker), "check_output="),
+        (lambda: tp.Guardrail("g", check_input=len), "check_input=<built-in function len>: expected a function"),
+        (lambda: tp.Guardrail("g", check_output=print), "check_output="),
+        (lambda: tp.Guardrail("g", check_input=lambda: True), "check_input="),
+        (lambda: tp.Guardrail("g", check_input=lambda text, subject, more: True), "check_input="),
+        (lambda: tp.Guardrail("g", check_input=shouted), "answers a bool or something with a bool `allowed`"),
         (lambda: tp.Guardrail("g", check_input=without_bad, timeout_s=0), "timeout_s=0"),
         (lambda: tp.Guardrail("g", check_input=without_bad, on_error="deny"), "one of allow, block"),  # type: ignore[arg-type]
         (lambda: tp.Guardrail("g", check_input=without_bad, on_block="x"), "one of raise, replace"),  # type: ignore[arg-type]

@@ -1,11 +1,14 @@
 """What the hourly figures in the ledger say is what the metrics say."""
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 import taskpilot_instrument as tp
-from taskpilot_instrument.sinks.ledger import open_ledger
+from taskpilot_instrument.errors import LedgerError
+from taskpilot_instrument.sinks.ledger import Rollup, open_ledger
 from taskpilot_instrument.testing import capture
 
 
@@ -70,6 +73,40 @@ def test_checks_blocks_and_policies_are_kept() -> None:
     (found,) = [rollup.figures for rollup in ledger.rollups(0, 1e12) if rollup.key == "workflow=w"]
     names = ("runs", "checked", "violations", "policy:a%7Cb", "guardrail_blocks", "outcome:blocked")
     assert (2, 2, 1, 1, 1, 1) == tuple(found[name] for name in names)
+
+
+class LosesAnswers:
+    """A ledger whose answers to the first additions are lost after they were made."""
+
+    def __init__(self, lost: int) -> None:
+        self.behind = open_ledger("memory")
+        self.lost = lost
+
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add, and now and then do not say so."""
+        self.behind.add_rollups(batch, rollups)
+        self.lost -= 1
+        if self.lost >= 0:
+            raise LedgerError("no answer")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.behind, name)
+
+
+def test_figures_whose_arrival_is_unknown_count_once() -> None:
+    """Where the ledger's answer is lost after figures were added, they are written again and count once."""
+    ledger = LosesAnswers(2)
+    with capture(ledger=ledger) as captured:
+        for number in range(5):
+            with tp.workflow(f"w{number % 2}"):
+                pass
+            assert number > 0 or not captured.handle.force_flush()
+        until_s = time.monotonic() + 10
+        while not captured.handle.force_flush() and time.monotonic() < until_s:
+            time.sleep(0.05)  # it is asked again after a pause
+    assert ledger.lost < 0
+    runs = {rollup.key: rollup.figures["runs"] for rollup in ledger.behind.rollups(0, 1e12)}
+    assert {"workflow=w0": 3, "workflow=w1": 2} == runs
 
 
 def test_what_is_too_much_counts_as_other(monkeypatch: pytest.MonkeyPatch) -> None:

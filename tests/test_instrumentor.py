@@ -61,3 +61,11 @@ def test_a_wrong_variable_is_told_and_the_application_runs(tmp_path: Path, serve
     done = run(tmp_path, server.url, TASKPILOT_LOG_PROFILE="nested")
     assert done.returncode == 0, done.stderr
     assert "TASKPILOT_LOG_PROFILE='nested'" in done.stderr
+
+
+def test_without_a_collector_nobody_complains(tmp_path: Path, server: EmbeddedServer) -> None:
+    """What would be sent to a collector on localhost is switched off by two variables; what we record goes on."""
+    ended = run(tmp_path, server.url, OTEL_TRACES_EXPORTER="none", TASKPILOT_LOG_LEVEL="INFO")
+    assert 0 == ended.returncode, ended.stderr
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert ["llm.called"] == [line["event_name"] for line in lines]

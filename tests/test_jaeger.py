@@ -84,8 +84,8 @@ def test_every_trace_is_one_tree_of_one_service(received: Receiver) -> None:
 
 
 def test_whole_tree(received: Receiver) -> None:
-    """A run that goes through arrives as planner, reviewer and executor, each with its call, and the tools below."""
-    (first,) = [trace for trace in traces(received) if root(trace).tags["request_id"] == "req-0001"]
+    """A run that goes through arrives as planner, reviewer and executor, each with its call and tools, and its vote."""
+    first = min(traces(received), key=lambda trace: root(trace).start_ns)
     by_id = {span.span_id: span.name for span in first}
     assert [
         ("workflow.run", None),
@@ -97,6 +97,7 @@ def test_whole_tree(received: Receiver) -> None:
         ("chat gpt-4o-mini", "ExecutorAgent.execute"),
         ("create_task", "ExecutorAgent.execute"),
         ("notify_external_system", "ExecutorAgent.execute"),
+        ("user.feedback", "workflow.run"),
     ] == [(span.name, by_id.get(span.parent_id)) for span in sorted(first, key=lambda span: span.start_ns)]
 
 

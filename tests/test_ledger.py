@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from backends import RedisServer
@@ -153,11 +154,20 @@ def test_a_run_is_found_by_either_id(ledger: Ledger) -> None:
 def test_rollups_add_up(ledger: Ledger) -> None:
     """Figures of one hour and key are added; others stay apart, and come back oldest first."""
     hour, key = 3600 * (400_000 + time.time_ns() % 1_000_000_000), "agent=A|model=m"
-    ledger.add_rollups([Rollup(hour, key, {"calls": 1, "cost": 5})])
-    ledger.add_rollups([Rollup(hour, key, {"calls": 2}), Rollup(hour + 3600, key, {"calls": 4})])
+    ledger.add_rollups(uuid4().hex, [Rollup(hour, key, {"calls": 1, "cost": 5})])
+    ledger.add_rollups(uuid4().hex, [Rollup(hour, key, {"calls": 2}), Rollup(hour + 3600, key, {"calls": 4})])
     expected = (Rollup(hour, key, {"calls": 3, "cost": 5}), Rollup(hour + 3600, key, {"calls": 4}))
     assert expected == ledger.rollups(hour, hour + 7200)
     assert expected[:1] == ledger.rollups(hour, hour + 1)
+
+
+def test_a_batch_of_rollups_counts_once(ledger: Ledger) -> None:
+    """Where it is not known whether figures arrived they are added again, and count once all the same."""
+    hour, batch = 3600 * (400_000 + time.time_ns() % 1_000_000_000), uuid4().hex
+    figures = [Rollup(hour, f"agent=A|model=m{number}", {"calls": 1, "cost": number}) for number in range(600)]
+    for _ in range(3):
+        ledger.add_rollups(batch, figures)
+    assert tuple(sorted(figures)) == ledger.rollups(hour, hour + 1)
 
 
 # --- where it is --------------------------------------------------------------------------------
@@ -170,7 +180,7 @@ def test_rollups_keep_every_name(ledger: Ledger, name: str) -> None:
     keys = sorted([hourly.of_run(name), hourly.of_call(name, name), hourly.of_call(f"x{name}", name)])
     figure = f"{hourly.ERROR}{hourly.plain(name)}"
     for _ in range(2):
-        ledger.add_rollups([Rollup(hour, key, {figure: 2**40, hourly.CALLS: 1}) for key in keys])
+        ledger.add_rollups(uuid4().hex, [Rollup(hour, key, {figure: 2**40, hourly.CALLS: 1}) for key in keys])
     found = {rollup.key: dict(rollup.figures) for rollup in ledger.rollups(hour, hour + 1)}
     assert {key: {figure: 2**41, hourly.CALLS: 2} for key in keys} == found
     shown = name.encode("utf-8", "backslashreplace").decode() or "none"

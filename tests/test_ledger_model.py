@@ -34,6 +34,7 @@ class Model:
         self.spent: dict[tuple[str, str], int] = {}
         self.held: dict[str, tuple[float, Sequence[Claim]]] = {}
         self.settled: set[str] = set()
+        self.added: set[str] = set()
         self.kept: dict[str, Vote] = {}
         self.runs: list[RunLink] = []
         self.figures: dict[tuple[int, str], dict[str, int]] = {}
@@ -90,12 +91,13 @@ class Model:
         wanted = (request_id, 0) if request_id is not None else (trace_id, 1)
         return next((run for run in reversed(self.runs) if run[wanted[1]] == wanted[0]), None)
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add up."""
-        for hour, key, figures in rollups:
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add up, once."""
+        for hour, key, figures in rollups if batch not in self.added else ():
             known = self.figures.setdefault((hour, key), {})
             for name, figure in figures.items():
                 known[name] = known.get(name, 0) + figure
+        self.added.add(batch)
 
     def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
         """Return some, in order."""
@@ -185,14 +187,15 @@ class Ledgers(RuleBasedStateMachine):
         self.ask(lambda one: one.find_run(trace_id=name))
 
     @rule(
+        batch=st.sampled_from([f"b{number}" for number in range(9)]),
         hour=st.sampled_from([0, 3600]),
         key=st.sampled_from(["", "agent=A", "agent=A|model=m"]),
         figures=st.dictionaries(st.sampled_from(["calls", "pico"]), st.integers(0, 10**18), max_size=2),
     )
-    def add_rollups(self, hour: int, key: str, figures: dict[str, int]) -> None:
-        """Add figures."""
+    def add_rollups(self, batch: str, hour: int, key: str, figures: dict[str, int]) -> None:
+        """Add figures, perhaps again."""
         if figures:
-            self.ask(lambda one: one.add_rollups([Rollup(hour, key, figures), Rollup(hour, "x", {"calls": 1})]))
+            self.ask(lambda one: one.add_rollups(batch, [Rollup(hour, key, figures), Rollup(hour, "x", {"calls": 1})]))
 
     @rule(since=st.sampled_from([0, 1, 3600]), until=st.sampled_from([3600, 3601]))
     def look_at_rollups(self, since: float, until: float) -> None:

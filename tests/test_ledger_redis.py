@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from backends import RedisServer, free_port, wait_for
@@ -56,7 +57,7 @@ def fill(ledger: Ledger) -> None:
     ledger.settle("r", [Claim("a", "2026-11", 1), Claim("a", "total", 1)], NOW)
     ledger.put_vote(Vote("v", "req", None, True, None, None, None, time.time()))
     ledger.put_runs([RunLink("req", "t", None, None, None, None, (), NOW)])
-    ledger.add_rollups([Rollup(3600, "k", {"calls": 1})])
+    ledger.add_rollups(uuid4().hex, [Rollup(3600, "k", {"calls": 1})])
 
 
 def test_keys_lie_on_one_node_and_go_in_time(ledger: Ledger, client: Any) -> None:
@@ -76,7 +77,7 @@ def test_lists_of_what_there_is_stay_short(ledger: Ledger, client: Any) -> None:
     """Votes and hours that are gone are no longer listed."""
     fill(ledger)
     ledger.put_vote(Vote("later", "req", None, True, None, None, None, time.time() + 401 * DAY))
-    ledger.add_rollups([Rollup(402 * DAY, "k", {"calls": 1})])
+    ledger.add_rollups(uuid4().hex, [Rollup(402 * DAY, "k", {"calls": 1})])
     assert ["later"] == client.zrange("{taskpilot}:votes", 0, -1)
     assert [str(402 * DAY)] == client.zrange("{taskpilot}:hours", 0, -1)
 

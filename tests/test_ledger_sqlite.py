@@ -1,14 +1,18 @@
 """The ledger's SQLite file: whose it is, what is in the way of it, and what is taken away from it."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.errors import ConfigurationError, LedgerError
 from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 from taskpilot_instrument.sinks.ledger import Claim, Ledger, Rollup, RunLink, Vote, open_ledger
+from taskpilot_instrument.testing import capture
 
 NOW = 1_764_000_000.0
 DAY = 86_400.0
@@ -44,6 +48,36 @@ def test_a_path_or_a_url(path: Path, prefix: str) -> None:
     """A file is named by its path, or by a URL."""
     open_ledger(f"{prefix}{path}").close()
     assert path.exists()
+
+
+def test_a_new_file_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That a ledger begins at zero, and where, is one warning; one that is there is opened in silence."""
+    for _ in range(2):
+        with capture(ledger=path):
+            pass
+    expected = f"taskpilot_instrument: there was no ledger at {path}; a new one was made, and budgets begin at zero"
+    assert [("WARNING", expected)] == [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_only_the_last_folder_is_made(tmp_path: Path) -> None:
+    """A path with a typo in it is refused rather than made, folders and all."""
+    with capture(ledger=tmp_path / "state" / "ledger.db"):
+        pass
+    assert (tmp_path / "state" / "ledger.db").is_file()
+    with pytest.raises(LedgerError, match=r"there is no folder .*stat to make app/ in; is the path right\?"):
+        open_ledger(tmp_path / "stat" / "app" / "ledger.db")
+    assert ["state"] == [each.name for each in tmp_path.iterdir()]
+
+
+def test_the_users_own_ledger_makes_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a fresh machine the state folder is not there yet, and nobody named it wrongly."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / ".local" / "state"))
+    with caplog.at_level(logging.INFO, "taskpilot_instrument"), capture(budgets=[Budget("all", 1)], ledger=None):
+        pass
+    assert (tmp_path / "home/.local/state/taskpilot/ledger.db").is_file()
+    assert ["INFO"] == [record.levelname for record in caplog.records if "there was no ledger" in record.getMessage()]
 
 
 @pytest.mark.parametrize("where", ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " "])
@@ -87,7 +121,7 @@ def test_a_writer_that_does_not_end_is_not_waited_for(ledger: SqliteLedger, path
         with pytest.raises(LedgerError, match="database is locked"):
             ledger.settle("r", [Claim("a", "p", 1)], NOW)
         with pytest.raises(LedgerError, match="database is locked"):
-            ledger.add_rollups([Rollup(0, str(number), {"calls": 1}) for number in range(201)])
+            ledger.add_rollups(uuid4().hex, [Rollup(0, str(number), {"calls": 1}) for number in range(201)])
         assert [0] == [each.spent for each in ledger.standings([("a", "p")], NOW)]
         other.execute("ROLLBACK")
     other.close()
@@ -119,7 +153,7 @@ def fill(ledger: Ledger, name: str, now_s: float) -> None:
     ledger.settle(f"r-{name}", [Claim("a", f"p-{name}", 1), Claim("a", "total", 1)], now_s)
     ledger.put_vote(Vote(name, "req", None, True, None, None, None, now_s))
     ledger.put_runs([RunLink(name, name, None, None, None, None, (), now_s)])
-    ledger.add_rollups([Rollup(int(now_s), "k", {"calls": 1})])
+    ledger.add_rollups(uuid4().hex, [Rollup(int(now_s), "k", {"calls": 1})])
 
 
 def test_what_is_old_goes_as_new_comes(ledger: SqliteLedger, path: Path) -> None:
@@ -129,7 +163,7 @@ def test_what_is_old_goes_as_new_comes(ledger: SqliteLedger, path: Path) -> None
     for number in range(10, 16):
         fill(ledger, str(number), NOW + 500 * DAY)
     left = {table: rows(path, table) for table in ("held", "settled", "votes", "runs", "rollups", "spent")}
-    assert {"held": 6, "settled": 12, "votes": 6, "runs": 6, "rollups": 1, "spent": 7} == left
+    assert {"held": 6, "settled": 18, "votes": 6, "runs": 6, "rollups": 1, "spent": 7} == left
     assert [16] == [each.spent for each in ledger.standings([("a", "total")], NOW)]
 
 
@@ -140,7 +174,7 @@ def test_what_is_not_old_stays(ledger: SqliteLedger, path: Path, days: float) ->
     fill(ledger, "new", NOW + days * DAY)
     ends = {"settled": 0.25, "runs": 14, "spent": 70, "votes": 400}
     expected = {
-        "settled": 4 if days < ends["settled"] else 2, "runs": 2 if days < ends["runs"] else 1,
+        "settled": 6 if days < ends["settled"] else 3, "runs": 2 if days < ends["runs"] else 1,
         "spent": 3 if days < ends["spent"] else 2, "votes": 2,
     }  # fmt: skip
     assert expected == {table: rows(path, table) for table in ends}
@@ -153,7 +187,7 @@ def test_much_is_read_in_pages(ledger: SqliteLedger) -> None:
         ledger.settle(f"r{start}", [Claim(name, "p", 1) for name in names[start : start + 100]], NOW)
     for name in names:
         ledger.put_vote(Vote(name, None, None, True, None, None, None, NOW))
-    ledger.add_rollups([Rollup(3600, name, {"calls": 1, "pico": 2}) for name in names])
+    ledger.add_rollups(uuid4().hex, [Rollup(3600, name, {"calls": 1, "pico": 2}) for name in names])
     assert tuple(names) == ledger.accounts("a", "p")
     assert names == [vote.id for vote in ledger.votes(NOW, NOW + 1)]
     assert tuple(Rollup(3600, name, {"calls": 1, "pico": 2}) for name in names) == ledger.rollups(0, 3601)

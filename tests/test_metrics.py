@@ -453,6 +453,47 @@ def test_an_unknown_name_becomes_a_family_of_its_own(backend: MetricsBackend) ->
     assert 1 == everything["histograms"]["queue.depth"]["count"]
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("workflow.sucess", "workflow.success"),
+        ("workflow.run", "workflow.runs"),
+        ("agent.Planner.v2.policy.violation", "agent.Planner.v2.policy.violations"),
+        ("llm.cost.agents.PlannerAgent", "llm.cost.agent.PlannerAgent"),
+        ("llm.quality.user_confirmed_corect", "llm.quality.user_confirmed_correct"),
+        ("llm.tokens.total", "llm.tokens.total.all"),
+    ],
+)
+@pytest.mark.parametrize("use", ["increment_counter", "get_counter"])
+def test_a_slip_of_a_known_name_is_told(
+    backend: MetricsBackend, use: str, name: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What looks like a known name and is none counts all the same, and one warning asks what was meant."""
+    for _ in range(2):
+        getattr(backend, use)(name)
+    assert 2.0 * (use == "increment_counter") == backend.get_counter(name)
+    assert [True] == [
+        f"{name!r} is no known metric" in line and f"did you mean {meant!r}?" in line for line in caplog.messages
+    ]
+
+
+def test_a_slip_that_cannot_count_apart_is_told(backend: MetricsBackend) -> None:
+    """Where the name is taken by a known metric's, the refusal says which one was meant."""
+    with pytest.raises(ConfigurationError, match=r"did you mean 'policy\.violations\.total'"):
+        backend.increment_counter("policy.violations")
+
+
+@pytest.mark.parametrize(
+    "name", ["tasks.created", "agent.Planner.retries", "llm.retries", "workflow.steps", "x" * 10_000]
+)
+def test_names_of_ones_own_are_no_slips(backend: MetricsBackend, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that comes close to no known one is nobody's mistake."""
+    assert 0.0 == backend.get_counter(name)
+    if len(name) < 200:
+        backend.record_histogram(name, 1)
+    assert [] == caplog.messages
+
+
 def test_a_name_is_a_counter_or_a_histogram(backend: MetricsBackend) -> None:
     """Using one as the other is refused, for known names and for one's own, in writing and in reading."""
     backend.increment_counter("my.counter")

@@ -114,7 +114,8 @@ def test_tree_and_tags(
         assert span.scope == ("taskpilot_instrument", tp.__version__)
         assert before_ns <= span.start_ns <= span.end_ns <= time.time_ns()
         assert span.tags.pop("latency_ms") == pytest.approx((span.end_ns - span.start_ns) / 1e6, abs=1e-3)
-    llm = receiver.span("chat gpt-4o-mini").tags
+    call = receiver.span("chat gpt-4o-mini")
+    llm = call.tags
     response_id, port = llm["gen_ai.response.id"], int(server.origin.rpartition(":")[2])
     run = {"request_id": "req-abc-123", "session.id": "s-1", "user.id": "u-1", "outcome": "success"}
     tokens = {
@@ -145,6 +146,7 @@ def test_tree_and_tags(
         | {
             "agent": "PlannerAgent",
             "cost_source": llm["cost_source"],
+            "tokens_per_second": pytest.approx(50e9 / (call.end_ns - call.start_ns)),
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "openai",
             "gen_ai.request.model": "gpt-4o-mini",

@@ -1,5 +1,6 @@
 """The page in a real browser: what is wrong and where, models, experiments, and signals over time."""
 
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -44,13 +45,75 @@ def test_it_says_what_is_wrong_and_where(browser: Any, shown: tuple[Captured, Se
     assert not page.page.locator("#wrong").is_visible()
     for number in range(3):
         fail(f"req-{number}")
-    page.page.locator("#wrong", has_text="ExecutorAgent: 3 of 3 runs failed").wait_for()
+    page.page.locator("#wrong", has_text="ExecutorAgent: 3 failed of 3 runs").wait_for()
     said = page.page.locator("#wrong").inner_text()
     assert "Success rate 25.0 %" in said
     assert "ConnectionError: the pager gateway does not answer × 3" in said
     assert page.page.title().startswith("critical")
     assert "critical" in page.page.locator("#said").inner_text()
     assert ["ExecutorAgent", "PlannerAgent"] == page.page.locator("#agents tbody th").all_inner_texts()
+    assert [] == page.close()
+
+
+def test_runs_that_fail_outside_of_agents_are_told(
+    browser: Any, shown: tuple[Captured, Server], client: openai.OpenAI
+) -> None:
+    """What is wrong names the workflow whose runs fail, beside agents that do well and where the total is healthy."""
+
+    def nightly() -> None:
+        with pytest.raises(KeyError), tp.workflow("nightly"):
+            PlannerAgent().run(client)
+            raise KeyError("no such table")
+
+    for _ in range(3):
+        nightly()
+    page = Page(browser, shown[1].url)
+    page.page.locator("#wrong", has_text="nightly: 3 failed of 3 runs").wait_for()
+    said = page.page.locator("#wrong").inner_text()
+    assert "PlannerAgent" not in said
+    assert "nightly failed – KeyError: 'no such table' × 3" in said
+    for _ in range(97):
+        with tp.workflow("hourly"):
+            pass
+    page.page.locator("#signal-success_rate.healthy").wait_for()
+    assert "Workflow nightly 0.0 % successful – 3 failed of 3 runs" in page.page.locator("#wrong").inner_text()
+    assert [] == page.close()
+
+
+def test_what_failed_runs_cost(browser: Any, shown: tuple[Captured, Server], client: openai.OpenAI) -> None:
+    """Failed and blocked runs stand apart, in all and by workflow and agent, each with what was spent in them."""
+
+    @tp.observed_agent(name="ReviewerAgent")
+    def review(error: Exception | None) -> None:
+        PlannerAgent().run(client)
+        if error is not None:
+            raise error
+
+    for error in (None, None, ConnectionError("no"), ConnectionError("no"), tp.BlockedError("not allowed")):
+        with suppress(ConnectionError, tp.BlockedError), tp.workflow("triage"):
+            review(error)
+    page = Page(browser, shown[1].url)
+    page.page.locator("#basis", has_text="5 runs: 2 successful, 2 failed, 1 blocked").wait_for()
+    cost = "$0.00000390"
+    assert f"of it {cost} in failed runs, $0.00000195 in blocked runs, $0 on model calls" in (
+        page.page.locator("#basis").inner_text()
+    )
+    for part, name in (("#workflows", "triage"), ("#agents", "ReviewerAgent")):
+        cells = page.page.locator(f"{part} tr", has_text=name).locator("td").all_inner_texts()
+        assert ["5", f"2\n40.0 % · {cost}", "1\n20.0 % · $0.00000195"] == cells[:3]
+    cells = page.page.locator("#agents tr", has_text="PlannerAgent").locator("td").all_inner_texts()
+    assert ["5", "0", "0"] == cells[:3]
+    assert [] == page.close()
+
+
+def test_whose_word_a_violation_is(browser: Any, shown: tuple[Captured, Server]) -> None:
+    """A violation that the program counted itself does not stand beside a bare word that nothing was checked."""
+    with tp.workflow("triage"):
+        pass
+    page = Page(browser, shown[1].url)
+    page.page.locator("#basis", has_text="no run was checked by policies").wait_for()
+    shown[0].metrics.record_policy_violation("ReviewerAgent", "private data")
+    page.page.locator("#basis", has_text="reported by the program or from open runs").wait_for()
     assert [] == page.close()
 
 
@@ -72,7 +135,7 @@ def test_only_failed_runs(browser: Any, shown: tuple[Captured, Server], client: 
         PlannerAgent().run(client)
     page = Page(browser, shown[1].url)
     assert 0 == page.page.locator("summary", has_text="req-failed").count()
-    page.page.get_by_label("failed only").focus()
+    page.page.get_by_label("failed or blocked").focus()
     page.page.keyboard.press("Space")
     (line,) = page.page.locator("#runs summary").all_inner_texts()
     assert "req-failed" in line
@@ -152,6 +215,17 @@ def test_signals_have_lines_of_a_real_period(
     assert "Success rate over the last 5 minutes: 100.0 % – 100.0 %" == told()[0]
     page.page.get_by_label("Window").select_option("24h")
     page.page.locator('#signals svg[aria-label*="last 24 hours"]').first.wait_for()
+    assert [] == page.close()
+
+
+def test_the_window_stays_chosen(browser: Any, shown: tuple[Captured, Server]) -> None:
+    """Who loads the page anew sees the window that was chosen before."""
+    page = Page(browser, shown[1].url)
+    page.page.get_by_label("Window").select_option("15m")
+    page.page.reload()
+    with page.page.expect_response("**/live?window=15m"):
+        page.page.reload()
+    assert "15m" == page.page.get_by_label("Window").input_value()
     assert [] == page.close()
 
 

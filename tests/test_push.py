@@ -388,6 +388,20 @@ def test_push(gateway: str, captured: Captured, server: EmbeddedServer, client: 
     assert 0.0000525 == served["llm_cost_total", frozenset()]
 
 
+def test_push_carries_waste(gateway: str, captured: Captured, server: EmbeddedServer, client: openai.OpenAI) -> None:
+    """A job that only wasted something tells so, by agent, model and outcome."""
+    again = Reply.error(429, headers={"retry-after-ms": "1"})
+    server.script(again, again, Reply(failure="no", usage=tp.TokenUsage(150, 50)))
+    with tp.workflow("nightly"):
+        client.responses.create(model="gpt-4o-mini", input="hello")
+    captured.handle.push_metrics(gateway, job="wasteful")
+    payer = {("job", "wasteful"), ("instance", ""), ("agent", "none"), ("model", "gpt-4o-mini")}
+    found = pushed(gateway, "wasteful")
+    assert 2 == found[semconv.M_LLM_RETRIES, frozenset(payer)]
+    assert 200 == found[semconv.M_LLM_WASTED_TOKENS, frozenset(payer | {("outcome", "error")})]
+    assert 0.0000525 == found[semconv.M_LLM_WASTED_COST, frozenset(payer | {("outcome", "error")})]
+
+
 def test_push_again(gateway: str, captured: Captured, client: openai.OpenAI) -> None:
     """A second push replaces the figures of the first; another instance of the job keeps its own."""
     for instance in ("a", "a", "b"):

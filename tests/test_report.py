@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -165,7 +166,46 @@ def test_an_unfinished_period_is_compared_with_the_equal_part(ledger: str) -> No
     assert (1, None) == (made.figures["runs"].value, made.figures["runs"].before)
     notes = " ".join(made.notes)
     assert "its first 9 hours are compared with the equal part of the day before" in notes
-    assert "The hour since 09:00 is not over, and not in the figures: 3 runs" in notes
+    said = "The hour since 09:00 is not over, and not in the figures: 3 runs, 2 successful, $0.000158 so far."
+    assert said == made.first[0]
+    assert made.first == made.notes[: len(made.first)]
+    for text in (made.markdown(), made.html()):
+        assert 1 == text.count("The hour since 09:00")
+        assert text.index("The hour since 09:00") < text.index("success rate")
+
+
+@pytest.mark.parametrize(
+    ("period", "begins"), [("day", TUESDAY), ("week", MONDAY), ("month", datetime(2026, 12, 1, tzinfo=UTC))]
+)
+def test_the_first_hour_of_a_period(tmp_path: Path, period: str, begins: datetime) -> None:
+    """In its first hour a period has that hour so far, beside nothing, as hours are kept whole; that is said first."""
+    place, now = str(tmp_path / "ledger.db"), begins + timedelta(minutes=22)
+    with program(begins - timedelta(hours=24), ledger=place) as program_runs:
+        program_runs.run()
+        program_runs.wait_until(begins + timedelta(minutes=5))
+        program_runs.run(correct=True)
+        program_runs.run(fails=True)
+    made = tp.report(period, ledger=place, now=now)
+    assert (begins, now, False) == (made.since, made.until, made.is_whole)
+    runs, cost = made.figures["runs"], made.figures["total_cost_usd"]
+    assert (2, None, None, "unknown") == (runs.value, runs.before, runs.change, runs.trend)
+    assert (50.0, Decimal(CALL_USD)) == (made.figures["success_rate"].value, cost.value)
+    assert 100.0 == made.figures["user_confirmed_correctness_percent"].value
+    assert [Decimal(CALL_USD)] == [point.value for point in made.trends["total_cost_usd"]]
+    assert {None} == {each for table in made.tables.values() for row in table.rows for each in row.before.values()}
+    assert "$0.00002" in made.html()  # on the scale of the costs
+    assert "the day before</span>" not in made.html()
+    (said,) = made.first
+    assert f"The {period} has just begun: these are the figures of its first hour, until 00:22." in said
+    assert not any("equal part of the" in note or "unequal" in note for note in made.notes[1:])
+    assert "compared with nothing yet" in made.markdown()
+
+
+def test_a_period_of_less_than_a_minute(ledger: str) -> None:
+    """What has only just begun has no figures."""
+    made = tp.report("day", now=TUESDAY + timedelta(seconds=59), ledger=ledger)
+    assert (TUESDAY, None) == (made.until, made.figures["runs"].value)
+    assert ("Nothing was recorded in it so far.",) == made.first
 
 
 @pytest.mark.parametrize(("day", "hours"), [(date(2026, 10, 25), 25), (date(2026, 3, 29), 23), (date(2026, 3, 28), 24)])
@@ -221,7 +261,7 @@ def rollups(draw: st.DrawFn) -> Rollup:
 def test_days_add_up_to_the_whole(hours: list[Rollup], votes: list[int], zone: str, period: str) -> None:
     """What the days of a week or month come to, one by one, is what the whole comes to, exactly."""
     ledger = open_ledger("memory")
-    ledger.add_rollups(hours)
+    ledger.add_rollups(uuid4().hex, hours)
     for number, at_s in enumerate(votes):
         ledger.put_vote(Vote(str(number), None, None, number % 2 == 0, None, None, None, float(at_s)))
     about: dict[str, Any] = {"timezone": zone, "ledger": ledger, "now": datetime(2026, 12, 31, tzinfo=UTC)}
@@ -286,7 +326,9 @@ def test_many_rows_are_added_up(tmp_path: Path) -> None:
     """Beyond twenty, the rest of a table is one row."""
     place = open_ledger("memory")
     hour = int(MONDAY.timestamp())
-    place.add_rollups([Rollup(hour, f"agent=a{number}|model=m", {"calls": 1, "cost": 5}) for number in range(25)])
+    place.add_rollups(
+        uuid4().hex, [Rollup(hour, f"agent=a{number}|model=m", {"calls": 1, "cost": 5}) for number in range(25)]
+    )
     rows = tp.report("day", end=MONDAY.date(), ledger=place).tables["agents"].rows
     assert (21, "5 more", 5) == (len(rows), rows[-1].name, rows[-1].values["calls"])
 

@@ -91,8 +91,8 @@ def test_no_address_is_status_2() -> None:
     assert "expected the URL of a Prometheus" in made.stderr
 
 
-def test_what_cannot_be_reached_is_status_3(tmp_path: Path) -> None:
-    """No ledger, no Redis, no Prometheus, or a file that is something else: one sentence, and status 3."""
+def test_what_cannot_be_reached_is_status_2(tmp_path: Path) -> None:
+    """No ledger, no Redis, no Prometheus, or a file that is something else: one sentence, and status 2."""
     other = tmp_path / "other.db"
     other.write_text("no database " * 100)
     for arguments in (
@@ -102,7 +102,7 @@ def test_what_cannot_be_reached_is_status_3(tmp_path: Path) -> None:
         ["--prometheus", f"http://127.0.0.1:{free_port()}"],
     ):
         made = command(*arguments)
-        assert (3, "") == (made.returncode, made.stdout), made.stderr
+        assert (2, "") == (made.returncode, made.stdout), made.stderr
         assert 1 == len(made.stderr.splitlines())
     assert not (tmp_path / "none.db").exists()
 
@@ -123,5 +123,10 @@ def test_help_teaches_by_example() -> None:
     """The help shows examples, and says what each exit status means."""
     made = command("--help")
     assert 0 == made.returncode
-    for each in ("--end yesterday", "--format html --output week.html", "exit status:", "3  the ledger or Prometheus"):
+    for each in (
+        "--end yesterday",
+        "--format html --output week.html",
+        "exit status:",
+        "2  an argument is wrong, or the ledger",
+    ):
         assert each in made.stdout

@@ -1,7 +1,9 @@
 """Settings: where each comes from, what it may be, and what is said when it is wrong."""
 
+import ast
 import io
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -250,7 +252,7 @@ def test_objects_are_held_as_they_are() -> None:
             "aliases=1: expected a bool (in text: 1/0, true/false, yes/no, on/off)",
         ),
         ({"label_cap": True}, "label_cap=True: expected a whole number from 1 to 10000"),
-        ({"label_cap": "50"}, "label_cap='50': expected a whole number from 1 to 10000"),
+        ({"label_cap": "50"}, "label_cap='50': expected a whole number from 1 to 10000 (did you mean 50?)"),
         ({"metrics_port": 70000}, "metrics_port=70000: expected a whole number from 0 to 65535, or None"),
         ({"service_name": " "}, "service_name=' ': expected text that is not empty"),
         ({"log_profile": "esc"}, "log_profile='esc': expected one of flat, ecs (did you mean 'ecs'?)"),
@@ -317,6 +319,68 @@ def test_a_wrong_value_is_told_with_what_would_be_right(arguments: dict[str, obj
 def test_a_wrong_variable_is_told_by_its_name(variable: str, value: str, expected: str) -> None:
     """The message names the environment variable, not the setting behind it."""
     assert f"{variable}={value!r}: {expected}" == complaint({variable: value})
+
+
+NAMES = [row.name for row in Settings.table()]
+#: Words that some setting knows, and what may come of them at a keyboard.
+KNOWN = st.sampled_from(sorted(
+    {word for row in Settings.table() for word in row.type.replace("list of ", "").split(" | ")}
+    | {"1", "0", "yes", "no", "on", "true", "false", "none", "200", "9464", "a=b", "a,b", "langchain,openai_agents"}
+))  # fmt: skip
+TYPED = st.one_of(
+    KNOWN, st.text(max_size=12), st.builds(lambda word, at: word[:at] + word[at + 1 :], KNOWN, st.integers(0, 8))
+)
+
+
+def suggestion(said: str) -> Any:
+    """Return what a complaint asks whether it was meant; None where it does not ask."""
+    found = re.search(r" \(did you mean (.+)\?\)$", said)
+    return ast.literal_eval(found[1]) if found is not None else None
+
+
+@given(name=st.sampled_from(NAMES), value=st.one_of(TYPED, st.lists(TYPED, min_size=1, max_size=1)))
+def test_what_is_suggested_for_an_argument_is_taken(name: str, value: str | list[str]) -> None:
+    """What a complaint asks for is never what was refused, and would have been accepted."""
+    try:
+        resolve(**{name: value})
+    except ConfigurationError as error:
+        meant = suggestion(str(error))
+        if meant is not None:
+            better = [meant] if isinstance(value, list) else meant
+            assert value != better
+            resolve(**{name: better})
+
+
+@given(
+    variable=st.sampled_from([name for row in Settings.table() for name in row.variables]),
+    text=TYPED.filter(lambda text: "\0" not in text),
+)
+def test_what_is_suggested_for_a_variable_is_taken(variable: str, text: str) -> None:
+    """So with variables, whose values are text."""
+    try:
+        resolve({variable: text})
+    except ConfigurationError as error:
+        meant = suggestion(str(error))
+        if meant is not None:
+            assert text != meant
+            resolve({variable: meant})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("aliases", "yes", "True"),
+        ("aliases", "off", "False"),
+        ("label_cap", "200", "200"),
+        ("metrics_port", "none", "None"),
+        ("frameworks", "langchain", "('langchain',)"),
+        ("frameworks", ["langchian"], "'langchain'"),
+        ("resource_attributes", "team=a", "{'team': 'a'}"),
+    ],
+)
+def test_text_in_python_is_answered_with_its_value(name: str, value: object, meant: str) -> None:
+    """Where an argument is given as a variable would be, the complaint says how Python has it."""
+    assert complaint(**{name: value}).endswith(f" (did you mean {meant}?)")
 
 
 def test_a_long_wrong_value_is_cut_in_the_message() -> None:

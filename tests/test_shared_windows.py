@@ -15,8 +15,8 @@ from hypothesis import strategies as some
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import semconv
-from taskpilot_instrument._waste import Waste
-from taskpilot_instrument.semconv import NONE, Kind
+from taskpilot_instrument._waste import Lost, Waste
+from taskpilot_instrument.semconv import NONE, Kind, Outcome
 from taskpilot_instrument.sinks._figures import figures, golden_sample, model_samples, waste_by_agent
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._shelf import Shelf
@@ -60,7 +60,7 @@ def call(draw: some.DrawFn) -> tuple[CellKey, Callable[[Cell], None]]:
         cell.input_tokens += given
         cell.latency.add(milliseconds)
         calls.spend(usd, whole=True)
-        calls.time(int(milliseconds * 1e6), 5, given)
+        calls.time(milliseconds / 1e3, 5, given)
         calls.run(usd, won=won)
         if not won:
             calls.fail(problem)
@@ -74,12 +74,15 @@ def run(draw: some.DrawFn) -> tuple[CellKey, Callable[[Cell], None]]:
     kind = draw(some.sampled_from([Kind.WORKFLOW, Kind.AGENT]))
     key = CellKey(kind, "triage", NONE if kind is Kind.WORKFLOW else draw(AGENTS), NONE)
     milliseconds, vote = draw(MILLISECONDS), draw(some.sampled_from([1, -1, 0]))
+    outcome, lost = draw(some.sampled_from(list(Outcome))), Lost(1, draw(MONEY), draw(some.integers(0, 1)))
 
     def count(cell: Cell) -> None:
         cell.runs += 1
         cell.checked += 1
         cell.correct += vote
         cell.violations += 1
+        if outcome is not Outcome.SUCCESS:
+            cell.lose(outcome, lost)
         cell.latency.add(milliseconds)
 
     return key, count

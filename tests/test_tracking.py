@@ -64,6 +64,20 @@ def test_without_usage_the_cost_is_unknown() -> None:
     metrics.close()
 
 
+@pytest.mark.parametrize(
+    ("result", "said"), [(None, "result=None"), ("a text", "result=str"), ({"text": ""}, "result=dict")]
+)
+def test_a_result_without_usage_is_one_warning(result: object, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What tells no usage breaks no agent: it is a call of unknown cost, and one warning names the argument."""
+    metrics, agent = tp.MetricsBackend(), f"given-{type(result).__name__}"
+    assert [None, None] == [tp.track_llm_metrics(result, agent, metrics) for _ in range(2)]
+    assert 1 == caplog.text.count(said)
+    assert f"of agent {agent}: the call is counted, its tokens and cost are unknown" in caplog.text
+    unpriced = metrics.registry.get_sample_value("taskpilot_llm_unpriced_calls_total", {"model": "none"})
+    metrics.close()
+    assert 2 == unpriced
+
+
 @pytest.mark.parametrize("arguments", [({}, "", tp.MetricsBackend), ({}, "a", dict)])
 def test_bad_arguments(arguments: Any) -> None:
     """A missing agent name and something that is no backend are refused."""

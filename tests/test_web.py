@@ -101,6 +101,31 @@ def test_runs_as_trees(shown: tuple[Captured, Server], api: httpx.Client, client
     ]
 
 
+def test_runs_of_one_outcome(shown: tuple[Captured, Server], api: httpx.Client, client: openai.OpenAI) -> None:
+    """``outcome`` leaves those that ended in one way; a word that is none is refused with those that are."""
+    one_run(client, "req-1")
+    with tp.workflow("triage", request_id="req-2") as run:
+        run.fail("no")
+    for outcome, expected in (("success", ["req-1"]), ("error", ["req-2"]), ("blocked", [])):
+        assert expected == [run["request_id"] for run in api.get("/runs", params={"outcome": outcome}).json()]
+    for word, said in (
+        ("zz", "expected one of success, error, cancelled, blocked"),
+        ("sucess", "did you mean 'success'?"),
+    ):
+        refused = api.get("/runs", params={"outcome": word})
+        assert 422 == refused.status_code
+        assert said in problem_of(refused)["hint"]
+
+
+@pytest.mark.parametrize("path", ["/signals", "/budgets", "/runs", "/models", "/experiments", "/state", "/live"])
+def test_a_parameter_that_is_none_is_refused(path: str, api: httpx.Client) -> None:
+    """A misspelt filter would filter nothing: it is told, with those that there are."""
+    refused = api.get(path, params={"agnet": "PlannerAgent"})
+    assert 422 == refused.status_code
+    assert "unknown parameter 'agnet'" in problem_of(refused)["hint"]
+    assert ("did you mean 'agent'" in problem_of(refused)["hint"]) == (path in {"/signals", "/models"})
+
+
 def test_many_runs_stay_apart(shown: tuple[Captured, Server], api: httpx.Client, client: openai.OpenAI) -> None:
     """However often the memory of a finished call is given to the next one, each run has its own spans."""
     for number in range(60):

@@ -65,6 +65,9 @@ def test_models(shown: tuple[Captured, Server], api: httpx.Client, client: opena
     ]
     assert [] == api.get("/models", params={"agent": "nobody"}).json()["models"]
     assert 422 == api.get("/models", params={"window": "yesterday"}).status_code
+    told = api.get("/models", params={"reprice": "gpt-4o, gpt-4.1-nano"}).json()["models"]
+    assert [["gpt-4o", "gpt-4.1-nano"]] * 2 == [list(each["repriced"]) for each in told]
+    assert 422 == api.get("/models", params={"reprice": "no-such-model"}).status_code
 
 
 # --- experiments --------------------------------------------------------------------------------
@@ -131,6 +134,7 @@ def test_agents(shown: tuple[Captured, Server], api: httpx.Client, client: opena
     assert ("PlannerAgent", 2, 0, 2, 1) == tuple(
         planner[key] for key in ("agent", "runs", "failed", "calls", "violations")
     )
+    assert {"runs": 1, "cost_usd": 0.0, "unpriced": 0} == api.get("/signals").json()["failed"]
     assert 2 * outside["cost_usd"] == pytest.approx(planner["cost_usd"])
     assert ("none", 0, 1) == (outside["agent"], outside["runs"], outside["calls"])
 

@@ -21,7 +21,7 @@ from backends import free_port, package, wait_for
 from prometheus_client.parser import text_string_to_metric_families as parse
 from readme import README, programs
 
-from taskpilot_instrument.embedded import EmbeddedServer, Reply
+from taskpilot_instrument.embedded import EmbeddedServer, Received, Reply
 from taskpilot_instrument.usage import TokenUsage
 
 package("gunicorn", "pip install gunicorn")
@@ -86,13 +86,22 @@ def sums(text: str) -> dict[str, float]:
     return found
 
 
+def reply(request: Received) -> Reply:
+    """Answer; where a response is asked for, say that it is too much, and the second time that it failed."""
+    if request.endpoint != "/responses":
+        return Reply("yes", usage=TokenUsage(150, 50))
+    if request.headers["x-stainless-retry-count"] == "0":
+        return Reply.error(429, headers={"retry-after-ms": "1"})
+    return Reply(failure="no", usage=TokenUsage(150, 50))
+
+
 @contextmanager
 def service(folder: Path, command: Callable[[int], list[str]], page: str = "", **settings: str) -> Iterator[Service]:
     """Run a command that serves on a port, with its metrics shared, until the block is left."""
     shared = folder / "metrics"
     shared.mkdir()
     port = free_port()
-    with EmbeddedServer(lambda _: Reply("yes", usage=TokenUsage(150, 50))) as openai:
+    with EmbeddedServer(reply) as openai:
         environment = {
             **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(shared), "WORKER_OPENAI": openai.url,
             "WORKER_LEDGER": str(folder / "ledger.db"),
@@ -182,6 +191,27 @@ def test_gunicorn(options: tuple[str, ...], tmp_path: Path) -> None:
         running.work(30)
         check(running, 3)
         assert dead not in running.workers("/signals", 3)
+
+
+def test_waste_of_all_workers(tmp_path: Path) -> None:
+    """Any of three workers tells what all have wasted, one that was killed too; and so does the scrape, to the cent."""
+    with service(tmp_path, gunicorn(tmp_path, "--threads=2")) as running:
+        for calls in (20, 40):
+            with ThreadPoolExecutor(6) as pool:
+                running.did.update(json.loads(told)["pid"] for told in pool.map(running.get, ["/run?wastes"] * 20))
+            kill(running)
+            wait_for("another worker", lambda: len(running.workers("/signals", 3)) == 3)
+            usd = (calls * _COST).normalize()
+            for window in ("", "?window=5m"):
+                for told in running.workers(f"/signals{window}", 3).values():
+                    (lost,) = told["waste"].values()
+                    assert [calls, 200 * calls, usd] == [*lost[:2], Decimal(lost[2]).normalize()]
+            found = running.scrape()
+            assert (calls, 200 * calls) == (
+                found["taskpilot_llm_retries_total"], found["taskpilot_llm_wasted_tokens_total"]
+            )  # fmt: skip
+            assert float(usd) == pytest.approx(found["taskpilot_llm_wasted_cost_usd_total"], rel=1e-12)
+            running.did.clear()
 
 
 def test_a_kill_in_the_midst_of_requests(tmp_path: Path) -> None:

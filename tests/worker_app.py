@@ -44,9 +44,17 @@ def _serve(fails: bool) -> None:
         raise ValueError("no")
 
 
+def _waste() -> None:
+    """Make a call that is sent twice, and fails once the model has worked for it."""
+    _client().with_options(max_retries=1).responses.create(model="gpt-4o-mini", input="hello")
+
+
 def run(query: dict[str, str]) -> dict[str, Any]:
     """Do one run; tell who did it."""
     VISITS.inc()
+    if "wastes" in query:
+        _waste()
+        return {"pid": os.getpid()}
     try:
         _serve("fails" in query)
     except ValueError:
@@ -66,6 +74,7 @@ def signals(query: dict[str, str]) -> dict[str, Any]:
         ],
         "names": {name: handle.metrics.get_counter(name) for name in ("workflow.runs", "llm.cost.total")},
         "models": {each.model: each.calls for each in handle.compare_models().models},
+        "waste": {agent: [each.retries, each.tokens, str(each.usd)] for agent, each in handle.waste(**query).items()},
         "serves": handle.metrics_url is not None,
         "recorded": handle.health().calls_recorded,
     }  # fmt: skip

@@ -60,31 +60,34 @@ class Call:
 
     def begin(self, *, is_async: bool) -> None:
         """Note what is asked for, tell the sinks, and make the call the current operation."""
-        operation, capture = self.operation, self.operation.recorder.capture
+        operation = self.operation
+        recorder = operation.recorder
+        capture = recorder.capture
+        body = None
         try:
+            body = body_of(self.options)
             if operation.span.is_recording() or capture is not None:
-                body = body_of(self.options)
                 self.llm.request = request_attributes(body, streamed=self.llm.streamed)
                 if capture is not None:
                     capture_input(self.llm, body, capture)
         except Exception as error:
             swallow("request", error)
         operation.announce()
-        if operation.recorder.gates:
-            self._pass_gates()
+        if recorder.gates:
+            self._pass_gates(body)
         if self.llm.streamed:
             self._watch_stream(is_async=is_async)
             parsed = self.kwargs.get("stream_cls") is not None
-            if operation.recorder.include_usage and parsed and not self.surface.events:
+            if recorder.include_usage and parsed and not self.surface.events:
                 self._ask_for_usage()
         operation.enter()
 
-    def _pass_gates(self) -> None:
+    def _pass_gates(self, body: dict[str, Any] | None) -> None:
+        """Ask whether the call may go, by the most that it may use; unknown where its body cannot be read."""
         try:
-            options, uploads = self.options, getattr(self.options, "files", None)
-            self.llm.most = most_of(
-                body_of(options), self.surface.operation, url=options.url, uploads=len(uploads or ())
-            )
+            if body is not None:
+                files, url = self.options.files, self.options.url
+                self.llm.most = most_of(body, self.surface.operation, url, len(files) if files else 0)
         except Exception as error:
             swallow("request", error)
         self.operation.admit()

@@ -14,13 +14,17 @@ from taskpilot_instrument._records import CONVERSATION, Most
 _CONTENT, _DEFINITION, _LIMIT, _CHOICES, _OTHER = range(5)
 #: What the members of a request are for; those that change nothing are not among them.
 _MEMBERS: Final = {
-    **dict.fromkeys(("messages", "input", "prompt", "suffix", "instructions"), _CONTENT),
+    **dict.fromkeys(("messages", "input", "suffix", "instructions"), _CONTENT),
     **dict.fromkeys(("tools", "functions", "response_format", "text"), _DEFINITION),
     **dict.fromkeys(("max_completion_tokens", "max_output_tokens", "max_tokens"), _LIMIT),
     **dict.fromkeys(("n", "best_of"), _CHOICES),
-    **dict.fromkeys(("conversation", "previous_response_id", "modalities", "service_tier"), _OTHER),
+    **dict.fromkeys(("prompt", "conversation", "previous_response_id", "modalities", "service_tier"), _OTHER),
 }
-_TEXT_ONLY: Final = frozenset({semconv.OPERATION_CHAT, semconv.OPERATION_COMPLETION, semconv.OPERATION_EMBEDDINGS})
+#: What writes until it is done, or told to stop.
+_WORDS: Final = frozenset({semconv.OPERATION_CHAT, semconv.OPERATION_COMPLETION})
+_TEXT_ONLY: Final = _WORDS | {semconv.OPERATION_EMBEDDINGS}
+#: A named tuple by its name takes twice as long to make.
+_new: Final = tuple.__new__
 #: Tools whose result the caller sends; what the others find becomes input inside the call.
 _OWN_TOOLS: Final = frozenset({"function", "custom"})
 #: A file or search of the provider's, whose content is not in the request.
@@ -31,7 +35,7 @@ _TOKENS_PER_PICTURE_MADE: Final = 6_240 + 3 * 100
 _TOKENS_PER_CHARACTER_SPOKEN: Final = 2
 
 
-def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: int = 0) -> Most:
+def most_of(body: Mapping[str, Any], operation: str, url: str = "", uploads: int = 0) -> Most:
     """Return the most that a request may use.
 
     :param body: its JSON members.
@@ -41,8 +45,9 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
     """
     if operation == semconv.OPERATION_MODERATION:
         return Most(0, 0)
-    estimate = Estimate(body.get("model"), _SPECIAL, has_media=operation not in _TEXT_ONLY)
-    given, limit, answers, is_told, has_more = uploads and uploads * estimate.per_picture, 0, 1, True, False
+    estimate = Estimate(body.get("model"), _SPECIAL, operation not in _TEXT_ONLY)
+    given, limit, answers, prompts = uploads and uploads * estimate.per_picture, 0, 1, 1
+    is_told, has_more = True, False
     for name, value in body.items():
         use = _MEMBERS.get(name)
         if use is None:
@@ -50,26 +55,26 @@ def most_of(body: Mapping[str, Any], operation: str, *, url: str = "", uploads: 
         try:
             if use == _CONTENT:
                 given += estimate.of(value)
-            elif use == _DEFINITION:
-                given += _PLAIN.of(value)
             elif use == _LIMIT:
                 limit = max(limit, _whole(value))
             elif use == _CHOICES:
                 answers = max(answers, _whole(value))
+            elif use == _DEFINITION:
+                given += _PLAIN.of(value) + _TOKENS_PER_REFERENCE * _hosted(name, value)
             else:
                 has_more = True
+                if name == "prompt":
+                    prompts = _prompts(value)
+                    given += estimate.of(value)
         except (TypeError, RecursionError):
             is_told = False  # something that can be read once, by the client; or what it cannot send either
-    if "tools" in body:
-        given += _TOKENS_PER_REFERENCE * _hosted(body["tools"])
-    if "prompt" in body:
-        answers *= _prompts(body["prompt"])
-        has_more = True
-    is_sound = estimate.has_media and "/audio/" in url
-    if is_sound and uploads:
-        is_told = False  # how long a recording is, only the provider finds out
-    made = limit * answers or _unlimited(body, operation, answers, is_sound=is_sound)
-    most = Most(given if is_told else None, made, answers, None, estimate.has_media)
+    answers *= prompts
+    made: int | None = limit * answers if limit else None
+    if operation not in _WORDS:
+        is_sound = estimate.has_media and "/audio/" in url
+        made = made or _unlimited(body, operation, answers, is_sound=is_sound)
+        is_told = is_told and not (is_sound and uploads)  # how long a recording is, only the provider finds out
+    most: Most = _new(Most, (given if is_told else None, made, answers, None, estimate.has_media, None))
     return _with_more(most, body) if has_more else most
 
 
@@ -87,9 +92,9 @@ def _whole(value: object) -> int:
     return value if type(value) is int and value > 0 else 0
 
 
-def _hosted(tools: Any) -> int:
+def _hosted(name: str, tools: Any) -> int:
     """Count the tools that find input inside the call; the caller sends what the others find."""
-    if not isinstance(tools, list):
+    if name != "tools" or not isinstance(tools, list):
         return 0
     return sum(isinstance(tool, Mapping) and tool.get("type", "function") not in _OWN_TOOLS for tool in tools)
 
@@ -151,7 +156,7 @@ class Estimate:
 
     __slots__ = ("has_media", "model", "special")
 
-    def __init__(self, model: object, special: frozenset[str], *, has_media: bool = False) -> None:
+    def __init__(self, model: object, special: frozenset[str], has_media: bool) -> None:  # noqa: FBT001 - by place
         self.model = model
         self.special = special
         self.has_media = has_media
@@ -176,18 +181,22 @@ class Estimate:
                 return len(value)  # tokens already
             count = 0
             for item in value:
-                count += self.of(item, depth + 1)
+                count += self._members(item, depth + 1) if type(item) is dict else self.of(item, depth + 1)
             return count
         if value is None or isinstance(value, _NUMBERS):
             return len(str(value)) // 2 + 1
         if not isinstance(value, dict) and not isinstance(value, Mapping):  # to ask the second takes long
             raise TypeError(type(value))
+        return self._members(value, depth)
+
+    def _members(self, value: Mapping[Any, Any], depth: int) -> int:
         count, special = _TOKENS_PER_PART, self.special
         for key, item in value.items():
             if key in special:
                 count += self._special(key, item)
             elif type(item) is str:  # nearly all are
-                count += len(key) + text_tokens(item)
+                size = len(item)
+                count += len(key) + (size // 2 + 1 if size <= _SHORT and item.isascii() else text_tokens(item))
             else:
                 count += len(str(key)) + self.of(item, depth + 1)
         return count
@@ -205,7 +214,7 @@ class Estimate:
 
 
 #: Reads definitions; it has no pictures, so that one is enough for all.
-_PLAIN: Final = Estimate(None, frozenset())
+_PLAIN: Final = Estimate(None, frozenset(), False)  # noqa: FBT003 - by place
 
 #: Words are made of these, several a token. Digits, capitals and signs may be a token each where they come in no order,
 #: as in keys and in what is encoded.

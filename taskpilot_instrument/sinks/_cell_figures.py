@@ -11,7 +11,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from taskpilot_instrument._money import multiply
-from taskpilot_instrument._waste import NO_WASTE, Waste
+from taskpilot_instrument._waste import NO_WASTE, Lost, Waste
+from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks._calls import Calls
 from taskpilot_instrument.sinks._sketch import Sketch
 from taskpilot_instrument.sinks._windows import Cell
@@ -23,6 +24,7 @@ _COUNTS: Final = (
     "blocked_output", "correct", "incorrect", "checked", "check_failed",
 )  # fmt: skip
 _WASTED: Final = ("attempts", "retries", "calls", "tokens", "unpriced")
+_LOSING: Final = tuple(set(Outcome) - {Outcome.SUCCESS})
 _CALLS: Final = (
     "cached_tokens", "outputs", "tokens", "tokens_squares", "tokens_seconds", "seconds", "seconds_squares",
     "cost_squares", "runs", "run_successes", "run_cost_of_successes", "run_cost_squares", "correct", "incorrect",
@@ -65,6 +67,11 @@ def numbers(cell: Cell) -> Iterator[tuple[Name, float]]:
     if cell.wasted is not NO_WASTE:
         yield from ((f"wasted.{name}", getattr(cell.wasted, name)) for name in _WASTED)
         yield "wasted.usd", pico(cell.wasted.usd)
+    if cell.lost is not None:
+        for outcome, lost in cell.lost.items():
+            yield f"lost.{outcome}.runs", lost.runs
+            yield f"lost.{outcome}.usd", pico(lost.usd)
+            yield f"lost.{outcome}.unpriced", lost.unpriced
     if cell.calls is not None:
         yield from _of_calls(cell.calls)
 
@@ -98,6 +105,11 @@ def cell_of(given: Mapping[str, float]) -> Cell:
     if any(name.startswith("wasted.") for name in given):
         wasted: dict[str, Any] = {name: round(given.get(f"wasted.{name}", 0)) for name in _WASTED}
         cell.wasted = Waste(**wasted, usd=amount_of(given.get("wasted.usd", 0)))
+    for outcome in _LOSING:
+        runs = round(given.get(f"lost.{outcome}.runs", 0))
+        if runs:
+            usd, unpriced = given.get(f"lost.{outcome}.usd", 0), given.get(f"lost.{outcome}.unpriced", 0)
+            cell.lose(outcome, Lost(runs, amount_of(usd), round(unpriced)))
     cell.latency = _sketch("ms", given)
     if any(name.startswith(("calls.", "first_ms")) for name in given):
         cell.calls = _calls(given)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -14,7 +15,7 @@ from prometheus_client.values import ValueClass
 from taskpilot_instrument import _forks
 from taskpilot_instrument._money import Spend
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.sinks._names import looks_like_alias, sanitise
+from taskpilot_instrument.sinks._names import looks_like_alias, nearest, sanitise
 from taskpilot_instrument.sinks._sketch import Sketch
 
 _log = logging.getLogger("taskpilot_instrument")
@@ -23,6 +24,22 @@ _log = logging.getLogger("taskpilot_instrument")
 _BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 6) for step in (1, 2.5, 5))
 _MOST: Final = 500
 _LONGEST: Final = 200
+
+
+@lru_cache(_MOST)
+def warn_of_slip(name: str, what: str) -> None:
+    """Say once that a name looks like a slip of a known one; it may be meant as it is.
+
+    :param what: becomes of it.
+    """
+    meant = _meant(name)
+    if meant:
+        _log.warning("taskpilot_instrument: %r is no known metric and %s%s", name, what, meant)
+
+
+def _meant(name: str) -> str:
+    meant = nearest(name) if len(name) <= _LONGEST else None
+    return "" if meant is None else f" (did you mean {meant!r}?)"
 
 
 class CustomCounter(Collector):
@@ -160,7 +177,9 @@ class Customs:
                 except ValueError as error:
                     raise ConfigurationError(
                         f"{name!r} would be served as {alias}, which the registry has already; choose another name"
+                        f"{_meant(name)}"
                     ) from error
+                warn_of_slip(name, "counts apart")
             if family is None and not self._full:
                 self._full = True
                 _log.warning(

@@ -140,6 +140,7 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         checked=runs.checked,
         check_failed=runs.check_failed,
         wasted=spend.wasted,
+        lost=None if model is not None else runs.lost or {},
     )
 
 

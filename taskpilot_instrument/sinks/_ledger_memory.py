@@ -14,6 +14,9 @@ _new: Final = tuple.__new__
 K = TypeVar("K")
 V = TypeVar("V")
 _Key = tuple[str, str]
+#: Pico-dollars spent, those reserved, and how many charges there were.
+_Cell = list[int]
+_NOTHING: Final[_Cell] = [0, 0, 0]
 
 
 class MemoryLedger:
@@ -22,12 +25,12 @@ class MemoryLedger:
     def __init__(self) -> None:
         self._lock = _forks.lock()
         self._forking = False
-        self._spent: OrderedDict[_Key, int] = OrderedDict()
-        self._held: dict[str, tuple[float, tuple[Claim, ...]]] = {}
-        #: What the reservations come to, and when the first of them runs out.
-        self._reserved: dict[_Key, int] = {}
+        #: By account and period; the one that was charged longest ago comes first.
+        self._cells: OrderedDict[_Key, _Cell] = OrderedDict()
+        self._held: dict[str, tuple[float, list[tuple[_Cell, int]]]] = {}
+        #: When the first reservation runs out.
         self._expires_s = _NEVER_S
-        #: Reservations that were settled: the latest, and those before them; when the first are many, the others go.
+        #: What was settled or added: the latest, and those before them; when the first are many, the others go.
         self._settled: set[str] = set()
         self._settled_before: set[str] = set()
         self._votes: OrderedDict[str, Vote] = OrderedDict()
@@ -52,51 +55,60 @@ class MemoryLedger:
 
     def reserve(self, reservation: str, claims: Sequence[Claim], lease_s: float, now_s: float) -> Standing | None:
         """Hold all claims or none of them."""
-        until_s, reserved = now_s + lease_s, self._reserved
+        until_s, cells = now_s + lease_s, self._cells
+        held: list[tuple[_Cell, int]] = []
         with self._lock:
             if now_s >= self._expires_s:
                 self._expire(now_s)
             for account, period, amount, limit in claims:
-                if limit is not None:
-                    key = (account, period)
-                    spent, held = self._spent.get(key, 0), reserved.get(key, 0)
-                    if spent + held + amount > limit:
-                        return Standing(account, period, spent, held)
-            for account, period, amount, _ in claims:
-                key = (account, period)
-                reserved[key] = reserved.get(key, 0) + amount
-            self._held[reservation] = (until_s, tuple(claims))
+                cell = cells.get((account, period)) or self._new_cell((account, period))
+                if limit is not None and cell[0] + cell[1] + amount > limit:
+                    return Standing(account, period, cell[0], cell[1])
+                held.append((cell, amount))
+            for cell, amount in held:
+                cell[1] += amount
+            self._held[reservation] = until_s, held
             if until_s < self._expires_s:
                 self._expires_s = until_s
         return None
 
     def settle(self, reservation: str, charges: Sequence[Claim], now_s: float) -> tuple[Standing, ...]:
         """Free a reservation and add what was spent, once."""
-        spent, reserved = self._spent, self._reserved
+        cells, standings = self._cells, []
         with self._lock:
             held = self._held.pop(reservation, None)
             if held is not None:
-                self._give_back(held[1])
+                for cell, amount in held[1]:
+                    cell[1] -= amount
             if now_s >= self._expires_s:
                 self._expire(now_s)
             is_new = self._is_new(reservation)
-            standings = []
             for account, period, amount, _ in charges:
                 key = (account, period)
+                cell = cells.get(key) or self._new_cell(key)
                 if is_new:
-                    _keep(spent, key, spent.get(key, 0) + amount)
-                standings.append(_new(Standing, (account, period, spent.get(key, 0), reserved.get(key, 0))))
+                    cell[0] += amount
+                    cell[2] += 1
+                    cells.move_to_end(key)
+                standings.append(_new(Standing, (account, period, cell[0], cell[1])))
         return tuple(standings)
 
-    def _is_new(self, reservation: str) -> bool:
-        """Remember a settlement; tell whether it is the first of its reservation. The caller holds the lock."""
+    def _new_cell(self, key: _Key) -> _Cell:
+        """Open an account; the one that was charged longest ago goes where there are too many."""
+        cell = self._cells[key] = [0, 0, 0]
+        if len(self._cells) > _MOST:
+            self._cells.popitem(last=False)
+        return cell
+
+    def _is_new(self, name: str) -> bool:
+        """Remember what was settled or added; tell whether it is the first with its id. The caller holds the lock."""
         latest = self._settled
-        if reservation in latest or reservation in self._settled_before:
+        if name in latest or name in self._settled_before:
             return False
         if len(latest) >= _MOST // 2:
             self._settled_before, latest = latest, set()
             self._settled = latest
-        latest.add(reservation)
+        latest.add(name)
         return True
 
     def standings(self, accounts: Iterable[_Key], now_s: float) -> tuple[Standing, ...]:
@@ -104,29 +116,23 @@ class MemoryLedger:
         with self._lock:
             if now_s >= self._expires_s:
                 self._expire(now_s)
-            return tuple([Standing(*key, self._spent.get(key, 0), self._reserved.get(key, 0)) for key in accounts])
+            return tuple([Standing(*key, *self._cells.get(key, _NOTHING)[:2]) for key in accounts])
 
     def accounts(self, prefix: str, period: str) -> tuple[str, ...]:
         """Return the accounts with this prefix that were charged in a period."""
         with self._lock:
-            found = [account for account, within in self._spent if within == period and account.startswith(prefix)]
+            found = [
+                account
+                for (account, within), (_, _, charges) in self._cells.items()
+                if charges and within == period and account.startswith(prefix)
+            ]
         return tuple(sorted(found))
-
-    def _give_back(self, claims: tuple[Claim, ...]) -> None:
-        """Take off what was held; the caller holds the lock."""
-        reserved = self._reserved
-        for account, period, amount, _ in claims:
-            key = (account, period)
-            left = reserved.get(key, 0) - amount
-            if left:
-                reserved[key] = left
-            else:
-                reserved.pop(key, None)
 
     def _expire(self, now_s: float) -> None:
         """Free what has run out; asked only once something has. The caller holds the lock."""
         for reservation in [name for name, (until, _) in self._held.items() if until <= now_s]:
-            self._give_back(self._held.pop(reservation)[1])
+            for cell, amount in self._held.pop(reservation)[1]:
+                cell[1] -= amount
         self._expires_s = min((until for until, _ in self._held.values()), default=_NEVER_S)
 
     # --- feedback, runs, history ------------------------------------------------------------------
@@ -160,10 +166,10 @@ class MemoryLedger:
                 return self._runs.get(request_id)
             return self._traces.get(trace_id) if trace_id is not None else None
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours, once."""
         with self._lock:
-            for hour, key, figures in rollups:
+            for hour, key, figures in rollups if self._is_new(batch) else ():
                 known = self._rollups.get((hour, key), {})
                 _keep(
                     self._rollups,

@@ -137,8 +137,13 @@ class Ledger(Protocol):
     def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
         """Return the latest run with this id."""
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours, in one step.
+
+        A second addition of the same batch changes nothing, so one that may or may not have arrived can be made again.
+
+        :param batch: a new id.
+        """
 
     def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
         """Return the figures of every hour that begins in a stretch of time."""

@@ -73,6 +73,7 @@ class RedisLedger:
         register = self._first.register_script
         self._reserve, self._settle = register(scripts.RESERVE), register(scripts.SETTLE)
         self._stand, self._vote = register(scripts.STAND), register(scripts.VOTE)
+        self._add = register(scripts.ADD)
         _forks.pause(self)
 
     def before_fork(self) -> None:
@@ -189,23 +190,17 @@ class RedisLedger:
         text: Any = self._ask(lambda redis: redis.get(key))
         return None if text is None else run_from(text)
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours, once."""
         if not rollups:
             return
-
-        def work(redis: "Redis") -> None:
-            pipe = redis.pipeline(transaction=True)
-            for hour, key, figures in rollups:
-                for name, figure in figures.items():
-                    pipe.hincrby(_key("rollup", str(hour)), f"{key}{_BETWEEN}{name}", figure)
-            for hour in {rollup.hour for rollup in rollups}:
-                pipe.expire(_key("rollup", str(hour)), KEEP_S)
-                pipe.zadd(_key("hours"), {str(hour): hour})
-            pipe.zremrangebyscore(_key("hours"), "-inf", max(rollup.hour for rollup in rollups) - KEEP_S)
-            pipe.execute()
-
-        self._ask(work)
+        hours = sorted({rollup.hour for rollup in rollups})
+        keys: list[Any] = [_key("added", batch), _key("hours"), *(_key("rollup", str(hour)) for hour in hours)]
+        values: list[Any] = [KEEP_SETTLED_S, KEEP_S, hours[-1] - KEEP_S, *hours]
+        for hour, key, figures in rollups:
+            for name, figure in figures.items():
+                values += [hours.index(hour) + 3, f"{key}{_BETWEEN}{name}", figure]
+        self._ask(lambda redis: self._add(keys, values, redis))
 
     def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
         """Return the figures of every hour that begins in a stretch of time."""

@@ -127,6 +127,27 @@ end
 return standings
 """
 )
+#: KEYS: the batch, the hours, then of each hour its figures.
+#: ARGV: seconds to remember the batch, seconds to keep hours, the end of those that are too old, then each hour; then
+#: of each figure the place of its hour among the keys, its field, and what to add.
+ADD: Final = (
+    _COMMON
+    + """
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then
+    return
+end
+for i = 3, #KEYS do
+    redis.call('ZADD', KEYS[2], ARGV[i + 1], ARGV[i + 1])
+end
+for i = #KEYS + 2, #ARGV, 3 do
+    add(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
+end
+for i = 3, #KEYS do
+    redis.call('EXPIRE', KEYS[i], ARGV[2])
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[3])
+"""
+)
 #: KEYS: the vote, the votes by time; ARGV: id, time, vote, seconds to keep.
 VOTE: Final = """
 local before = redis.call('HMGET', KEYS[1], 'vote', 'at_s')

@@ -75,6 +75,8 @@ VOTING: Final = (
     "INSERT INTO votes (id, at_s, vote) VALUES (?1, ?2, ?3) "
     "ON CONFLICT (id) DO UPDATE SET at_s = excluded.at_s, vote = excluded.vote WHERE vote IS ?4"
 )
+#: Note that a batch of roll-ups was added; nothing is charged for it.
+ADDED: Final = "INSERT INTO settled (reservation, at_s) VALUES (?1, ?2)"
 #: By the one id where there is one, else by the other.
 RUN: Final = "SELECT run FROM runs WHERE request_id = ?1 OR (?1 IS NULL AND trace_id = ?2) ORDER BY rowid DESC LIMIT 1"
 
@@ -114,4 +116,14 @@ def settling(charges: int) -> str:
         f"INSERT INTO settled WITH charges (account, period, pico) AS ({values(charges, 3, first=3)}) "
         "SELECT ?1, account, period, pico, ?2 FROM charges "
         "WHERE NOT EXISTS (SELECT 1 FROM settled WHERE reservation = ?1)"
+    )
+
+
+@lru_cache(64)
+def adding(figures: int) -> str:
+    """Return the statement that adds so many figures to their hours unless their batch was added already."""
+    return (
+        f"INSERT INTO rollups (hour, key, name, figure) SELECT * FROM ({values(figures, 4, first=2)}) "
+        "WHERE NOT EXISTS (SELECT 1 FROM settled WHERE reservation = ?1) "
+        "ON CONFLICT (hour, key, name) DO UPDATE SET figure = figure + excluded.figure"
     )

@@ -5,9 +5,11 @@ the last moments, never the file. The threads of a process queue at a gate of ou
 is left to the processes, and held for no longer than one statement runs.
 """
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ from taskpilot_instrument.sinks._ledger_records import (
     vote_text,
 )
 
+_log: Final = logging.getLogger("taskpilot_instrument")
 #: At the start many processes may want to make the file at once.
 _OPEN_S: Final = 5.0
 #: Rows of one statement: older releases of SQLite take 999 values.
@@ -41,13 +44,15 @@ class SqliteLedger:
     """Keep everything in one SQLite file.
 
     :param path: the file; it and its folder are made, readable by their owner only.
+    :param is_default: True where nobody named the path: then the folders above are made, too.
     :param wait_s: how long a call may wait while no other process gets anything done, in seconds; while they do, it
         waits for its turn.
     :raises LedgerError: where the file cannot be opened or is no ledger of ours.
     """
 
-    def __init__(self, path: Path, *, wait_s: float = 0.05) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 0.05, is_default: bool = False) -> None:
         self.path = path
+        self._is_default = is_default
         self._wait_s = wait_s
         self._gate = Gate(str(path))
         self._connection: sqlite3.Connection | None = None
@@ -99,9 +104,25 @@ class SqliteLedger:
         return connection
 
     def _make(self) -> None:
-        if not self.path.exists():
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        """Make the file where there is none, and say so: a path with a typo in it would begin at zero in silence.
+
+        :raises OSError: where it cannot be made.
+        """
+        if self.path.exists():
+            return
+        folder = self.path.parent
+        if not self._is_default and not folder.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name}/ in; is the path right?")
+        folder.mkdir(mode=0o700, parents=self._is_default, exist_ok=True)
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:  # another process was faster
+            return
+        _log.log(
+            logging.INFO if self._is_default else logging.WARNING,
+            "taskpilot_instrument: there was no ledger at %s; a new one was made, and budgets begin at zero",
+            self.path,
+        )
 
     @staticmethod
     def _upgrade(connection: sqlite3.Connection, wait_s: float) -> int:
@@ -210,21 +231,21 @@ class SqliteLedger:
     def put_runs(self, runs: Sequence[RunLink]) -> None:
         """Keep links of finished runs."""
         rows = [(run.request_id, run.trace_id, run.at_s, run_text(run)) for run in runs]
-        self._insert("INSERT INTO runs (request_id, trace_id, at_s, run) ", rows)
+        if rows:
+            into = "INSERT INTO runs (request_id, trace_id, at_s, run) "
+            self._ask_all([(into + sql.values(len(part), 4), list(chain.from_iterable(part))) for part in _parts(rows)])
 
     def find_run(self, *, request_id: str | None = None, trace_id: str | None = None) -> RunLink | None:
         """Return the latest run with this id."""
         rows = self._ask(sql.RUN, (request_id, trace_id)).rows
         return run_from(rows[0][0]) if rows else None
 
-    def add_rollups(self, rollups: Sequence[Rollup]) -> None:
-        """Add figures to their hours."""
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add figures to their hours, once."""
         rows = [(hour, key, name, figure) for hour, key, figures in rollups for name, figure in figures.items()]
-        self._insert(
-            "INSERT INTO rollups (hour, key, name, figure) ",
-            rows,
-            " ON CONFLICT (hour, key, name) DO UPDATE SET figure = figure + excluded.figure",
-        )
+        if rows:
+            adding = [(sql.adding(len(part)), [batch, *chain.from_iterable(part)]) for part in _parts(rows)]
+            self._ask_all([*adding, (sql.ADDED, [batch, max(rollup.hour for rollup in rollups)])])
 
     def rollups(self, since_s: float, until_s: float) -> tuple[Rollup, ...]:
         """Return the figures of every hour that begins in a stretch of time."""
@@ -237,17 +258,11 @@ class SqliteLedger:
             found.setdefault((hour, key), {})[name] = figure
         return tuple([Rollup(*place, figures) for place, figures in found.items()])
 
-    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "") -> None:
-        parts = [rows[start : start + _MOST_ROWS] for start in range(0, len(rows), _MOST_ROWS)]
-        if parts:
-            self._ask_all(
-                [
-                    (into + sql.values(len(part), len(part[0])) + otherwise, [value for row in part for value in row])
-                    for part in parts
-                ]
-            )
-
     def close(self) -> None:
         """Close the file; it is opened again where the ledger is used all the same."""
         with self._gate.turn():
             self._close()
+
+
+def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    return (rows[start : start + _MOST_ROWS] for start in range(0, len(rows), _MOST_ROWS))

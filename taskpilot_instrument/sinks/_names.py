@@ -7,6 +7,7 @@ is thereby read, written and served to Prometheus (under its alias) without a li
 
 import re
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from typing import Final, NamedTuple
 
 from taskpilot_instrument import semconv
@@ -68,6 +69,10 @@ _TABLE: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
     ),
 )
 
+#: How alike two names are, 0 to 1, and by how many characters they differ in length, where one is a slip of the other.
+_ALIKE: Final = 0.85
+_SLIP: Final = 2
+
 
 def _node(family: str, labels: dict[str, str]) -> Node:
     return Node(family, tuple(labels.get(dimension) for dimension in DIMENSIONS[family]))
@@ -94,6 +99,26 @@ def parse(name: str) -> Node | None:
         if found is not None:
             return _node(family, labels | found.groupdict())
     return None
+
+
+def nearest(name: str) -> str | None:
+    """Return the known name that another name looks like a slip of; None where it comes close to none."""
+    parts, best, likeness = name.split("."), None, _ALIKE
+    for template, *_ in _TABLE:
+        shape = template.split(".")
+        given, meant = parts, shape
+        place = next((place for place, part in enumerate(shape) if part.startswith("{")), None)
+        if place is not None:  # agents and models are called anything: they are left out of the comparison
+            end = len(parts) - len(shape[place + 1 :])
+            given, meant = [*parts[:place], "", *parts[end:]], [*shape[:place], *parts[place:end], *shape[place + 1 :]]
+            shape = [*shape[:place], "", *shape[place + 1 :]]
+            if place >= end:
+                continue
+        one, other = ".".join(given).casefold(), ".".join(shape)
+        alike = SequenceMatcher(None, one, other).ratio()
+        if alike >= likeness and (abs(len(one) - len(other)) <= _SLIP or other.startswith(one)):
+            best, likeness = ".".join(meant), alike
+    return best
 
 
 def names_with(label: str, value: str) -> Iterator[tuple[str, Node]]:

@@ -15,7 +15,7 @@ from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import current
 from taskpilot_instrument._pace import seconds_of_output
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
-from taskpilot_instrument._waste import Waste, waste_of
+from taskpilot_instrument._waste import Lost, Waste, lost_of, waste_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._calls import Calls
@@ -38,6 +38,8 @@ _TOKEN_KINDS: Final = tuple(TokenKind)
 _POLICY_EVENTS: Final = frozenset({semconv.E_POLICY_DECIDED, semconv.E_TOOL_DENIED})
 #: Decisions of a policy that are no violation; it blocks where it could not judge.
 _HARMLESS: Final = frozenset({"allow", "fail", "block"})
+
+_ONE: Final = Lost(1)
 
 _Raw = tuple[str | None, ...]
 Entry = TypeVar("Entry")
@@ -65,9 +67,9 @@ class _Call(NamedTuple):
 
 
 #: What is counted of a record, without what would keep the application's objects alive: of a run duration, exemplar,
-#: outcome, what was checked, model and whole cost; of a call outcome, duration, time to the first chunk, seconds of
-#: output, usage, cost, whether that is not (wholly) known, and what was wasted.
-_RunFacts = tuple[_Run, int, Exemplar | None, Outcome, Checked, str | None, Decimal | None]
+#: outcome, what was checked, model and whole cost, and what was lost; of a call outcome, duration, time to the first
+#: chunk, seconds of output, usage, cost, whether that is not (wholly) known, and what was wasted.
+_RunFacts = tuple[_Run, int, Exemplar | None, Outcome, Checked, str | None, Decimal | None, Lost | None]
 _CallFacts = tuple[
     _Call, Outcome, int | None, int | None, float | None, TokenUsage | None, Decimal | None, bool, Waste | None
 ]
@@ -117,11 +119,12 @@ class Recording:
             if record.ids.variants:
                 self.trials.finished(record)
         known = record.model if record.cost_source != COST_PARTIAL else None
-        facts = (run, record.duration_ns, exemplar, outcome, record.checked, known, record.cost)
+        lost = None if outcome is Outcome.SUCCESS or run.cell is None else lost_of(record)
+        facts = (run, record.duration_ns, exemplar, outcome, record.checked, known, record.cost, lost)
         self.windows.wait(self._count_run, facts)
 
     def _count_run(self, facts: _RunFacts) -> None:
-        run, nanoseconds, exemplar, outcome, checked, model, cost = facts
+        run, nanoseconds, exemplar, outcome, checked, model, cost, lost = facts
         run.add(1)
         run.observe(nanoseconds / 1e9, exemplar)
         if run.cell is None:
@@ -130,6 +133,8 @@ class Recording:
         cell.runs += 1
         if outcome is Outcome.SUCCESS:
             cell.successes += 1
+        elif lost is not None:
+            cell.lose(outcome, lost)
         if checked is Checked.YES:
             cell.checked += 1
         elif checked is Checked.FAILED:
@@ -182,6 +187,7 @@ class Recording:
             cell.successes += 1
         else:
             calls.fail(problem)
+            cell.lose(outcome, _ONE)
         if lost is not None:
             cell.wasted = cell.wasted.plus(lost)
             self._count_waste(payer, outcome, lost)

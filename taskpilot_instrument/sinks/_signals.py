@@ -4,16 +4,18 @@ They stand beside the metrics sink because both it (the five-key dictionary) and
 object) use them, and imports point only downward.
 """
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
-from taskpilot_instrument._waste import NO_WASTE, Waste, WasteInMetrics
+from taskpilot_instrument._waste import NO_WASTE, NOTHING_LOST, Lost, Waste, WasteInMetrics
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
     G_P95_LATENCY_MS,
     G_SUCCESS_RATE,
     G_USER_CORRECTNESS,
     G_VIOLATION_RATE,
+    Outcome,
 )
 
 
@@ -48,6 +50,8 @@ class Sample(NamedTuple):
     wasted: Waste | WasteInMetrics | None = NO_WASTE
     #: Between which milliseconds ``p95_ms`` lies, where it was read from the buckets of a histogram.
     p95_bounds_ms: tuple[float, float] | None = None
+    #: Of the runs, what those that did not succeed came to, by how they ended.
+    lost: Mapping[Outcome, Lost] | None = None
 
 
 def percent(part: float | None, whole: float | None) -> float | None:
@@ -77,6 +81,20 @@ def waste(sample: Sample) -> float | None:
     if sample.wasted is None or sample.spent_usd is None:
         return None
     return percent(float(sample.wasted.usd), float(sample.spent_usd))
+
+
+def blocked(lost: Mapping[Outcome, Lost]) -> Lost:
+    """Return what was refused: by policies, guardrails, budgets or limits."""
+    return lost.get(Outcome.BLOCKED, NOTHING_LOST)
+
+
+def failed(lost: Mapping[Outcome, Lost]) -> Lost:
+    """Return what did not succeed and was not refused: errors, and what was cancelled or abandoned."""
+    found = NOTHING_LOST
+    for outcome, each in lost.items():
+        if outcome is not Outcome.BLOCKED:
+            found = found.plus(each)
+    return found
 
 
 def correctness(sample: Sample) -> float | None:

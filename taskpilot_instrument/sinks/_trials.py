@@ -12,7 +12,6 @@ import logging
 from array import array
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -111,6 +110,7 @@ class Trials:
         self.windows = Windows(now_ns, _TIERS)
         self.lock = self.windows.lock
         self.trials: dict[str, Trial] = {}
+        self._redesigned: set[str] = set()
 
     def clear(self) -> None:
         """Begin empty."""
@@ -174,9 +174,10 @@ class Trials:
         trial = self.trials.get(experiment)
         if isinstance(variant, Assigned):
             if trial is None or trial.design != variant.design:
-                if trial is not None:
-                    _warn_of_redesign(experiment)
-                elif len(self.trials) >= _MOST_TRIALS:
+                if trial is not None and experiment not in self._redesigned:
+                    self._redesigned.add(experiment)  # two places with different designs would tell it again and again
+                    _warn_of_redesign(trial.design, variant.design)
+                if trial is None and len(self.trials) >= _MOST_TRIALS:
                     self._families.count_overflow(semconv.EXPERIMENT)
                     return None
                 trial = self.trials[experiment] = Trial(variant.design)
@@ -218,12 +219,18 @@ class Trials:
         return whole
 
 
-@lru_cache(_MOST_TRIALS)
-def _warn_of_redesign(experiment: str) -> None:
-    """Say it once: two places with different designs would do it again and again."""
+def _warn_of_redesign(before: Design, now: Design) -> None:
     _log.warning(
-        "taskpilot_instrument: experiment %s has got other variants or weights; its comparison begins anew", experiment
+        "taskpilot_instrument: experiment %s has got other variants or weights: %s, before %s. Its comparison begins "
+        "anew; give a changed experiment another name to keep the old one's figures apart.",
+        now.experiment,
+        _said(now),
+        _said(before),
     )
+
+
+def _said(design: Design) -> str:
+    return ", ".join(f"{variant} {share:.0%}" for variant, share in zip(design.variants, design.shares, strict=True))
 
 
 def _block(variant: str, request_id: str) -> int:

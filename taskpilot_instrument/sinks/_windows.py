@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from taskpilot_instrument import _forks
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._waste import NO_WASTE
-from taskpilot_instrument.semconv import OTHER, Kind
+from taskpilot_instrument._waste import NO_WASTE, NOTHING_LOST, Lost
+from taskpilot_instrument.semconv import OTHER, Kind, Outcome
 from taskpilot_instrument.sinks._calls import BIN_BYTES, Calls
 from taskpilot_instrument.sinks._names import Node
 from taskpilot_instrument.sinks._sketch import Sketch
@@ -29,6 +29,7 @@ _SECOND: Final = 1_000_000_000
 _CELL_BYTES: Final = 900
 _SAID_BYTES: Final = 300
 _WASTE_BYTES: Final = 300
+_LOST_BYTES: Final = 300
 
 
 class CellKey(NamedTuple):
@@ -48,7 +49,8 @@ class Cell:
 
     __slots__ = (
         "blocked_input", "blocked_output", "calls", "check_failed", "checked", "correct", "cost", "incorrect",
-        "input_tokens", "latency", "output_tokens", "priced", "runs", "successes", "unpriced", "violations", "wasted",
+        "input_tokens", "latency", "lost", "output_tokens", "priced", "runs", "successes", "unpriced", "violations",
+        "wasted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,6 +69,8 @@ class Cell:
         self.checked = 0
         self.check_failed = 0
         self.wasted = NO_WASTE
+        #: What did not succeed, by how it ended; of calls their number alone.
+        self.lost: dict[Outcome, Lost] | None = None
         self.cost = ZERO
         self.latency = Sketch()
         self.calls: Calls | None = None
@@ -76,6 +80,12 @@ class Cell:
         if self.calls is None:
             self.calls = Calls()
         return self.calls
+
+    def lose(self, outcome: Outcome, lost: Lost) -> None:
+        """Count what did not succeed."""
+        if self.lost is None:
+            self.lost = {}
+        self.lost[outcome] = self.lost.get(outcome, NOTHING_LOST).plus(lost)
 
     def merge(self, other: "Cell") -> None:
         """Add everything that ``other`` holds."""
@@ -101,6 +111,9 @@ class Cell:
         self.check_failed += other.check_failed
         if other.wasted is not NO_WASTE:
             self.wasted = self.wasted.plus(other.wasted)
+        if other.lost is not None:
+            for outcome, lost in other.lost.items():
+                self.lose(outcome, lost)
         self.cost = add(self.cost, other.cost)
 
 
@@ -149,6 +162,7 @@ class Bucket:
                 size += cell.calls.pack()
             if cell.wasted is not NO_WASTE:
                 size += _WASTE_BYTES
+            size += _LOST_BYTES * len(cell.lost or ())
         return size
 
 

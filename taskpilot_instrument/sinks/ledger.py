@@ -38,7 +38,8 @@ def open_ledger(where: object = None) -> Ledger:
 
     :param where: the path of a SQLite file, or ``sqlite:///`` and an absolute one; ``redis://…`` (``rediss://``,
         ``unix://``); ``memory``; or a ledger of your own. None takes ``taskpilot/ledger.db`` in the user's state folder
-        (``$XDG_STATE_HOME``, else ``~/.local/state``). A file has to lie on a disk of this machine.
+        (``$XDG_STATE_HOME``, else ``~/.local/state``). A file has to lie on a disk of this machine; where there is none
+        it is made, and its folder, but none above that.
     :raises ConfigurationError: where the package ``redis`` is missing, or the place cannot be read.
     :raises LedgerError: where the file cannot be opened.
     """
@@ -63,7 +64,7 @@ def open_store(where: object = None, *, wait_s: float = 0.05) -> Ledger:
     if file is not None:
         from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 
-        return SqliteLedger(file, wait_s=wait_s)
+        return SqliteLedger(file, wait_s=wait_s, is_default=file == default_path())
     return cast("Ledger", where)
 
 

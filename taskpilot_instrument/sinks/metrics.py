@@ -16,7 +16,7 @@ from taskpilot_instrument._waste import Waste
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind
 from taskpilot_instrument.sinks._aliases import Aliases, Figure, distribution
-from taskpilot_instrument.sinks._custom import CustomCounter, CustomHistogram, Customs
+from taskpilot_instrument.sinks._custom import CustomCounter, CustomHistogram, Customs, warn_of_slip
 from taskpilot_instrument.sinks._families import observer
 from taskpilot_instrument.sinks._figures import Figures, figures, golden_sample, latency, waste_by_agent
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, STATIC, Node, names_with, parse
@@ -165,7 +165,10 @@ class MetricsBackend(Recording):
         custom = self._customs.find(name)
         if node is not None or isinstance(custom, CustomHistogram):
             raise ConfigurationError(f"{name!r} is a histogram: use get_histogram_stats()")
-        return 0.0 if custom is None else float(custom.total)
+        if custom is None:
+            warn_of_slip(name, "nothing was counted under it")
+            return 0.0
+        return float(custom.total)
 
     def get_histogram_stats(self, name: str) -> Stats:
         """Return count, min, max, avg, p50, p95 and p99; all but the count are None where nothing was counted.
@@ -180,7 +183,10 @@ class MetricsBackend(Recording):
         custom = self._customs.find(name)
         if node is not None or isinstance(custom, CustomCounter):
             raise ConfigurationError(f"{name!r} is a counter: use get_counter()")
-        return _stats(Sketch() if custom is None else custom.sketch())
+        if custom is None:
+            warn_of_slip(name, "nothing was counted under it")
+            return _stats(Sketch())
+        return _stats(custom.sketch())
 
     def get_all_metrics(self) -> dict[str, dict[str, float] | dict[str, Stats]]:
         """Return every figure by dotted name: ``{"counters": {name: value}, "histograms": {name: stats}}``."""

@@ -14,10 +14,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from taskpilot_instrument._forms import did_you_mean
 from taskpilot_instrument._instrument import instrumentation
 from taskpilot_instrument._version import __version__
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.runtime import Instrumentation
+from taskpilot_instrument.semconv import RUN_OUTCOMES
 from taskpilot_instrument.web import assets, state
 from taskpilot_instrument.web.description import DESCRIPTION
 from taskpilot_instrument.web.gate import LOOPBACK, Gate
@@ -110,24 +112,34 @@ class _Faces:
     async def signals(self, request: Request) -> Response:
         """Answer with the golden signals."""
         asked = _query(request, "window", "workflow", "agent", "model")
-        found = await run_in_threadpool(lambda: state.signals(self._shown.signals(self._handle, **asked)))
+        handle = self._handle
+        found = await run_in_threadpool(lambda: state.signals(self._shown.signals(handle, **asked), handle, asked))
         return JSONResponse(state.clean(found))
 
-    async def budgets(self, _request: Request) -> Response:
+    async def budgets(self, request: Request) -> Response:
         """Answer with how every budget stands."""
+        _query(request)
         return JSONResponse(state.clean(await run_in_threadpool(state.budgets, self._handle)))
 
-    async def runs(self, _request: Request) -> Response:
-        """Answer with the latest runs."""
-        return JSONResponse(state.clean(self._handle.ring().runs()))
+    async def runs(self, request: Request) -> Response:
+        """Answer with the latest runs, all of them or those that ended in one way."""
+        outcome = _query(request, "outcome").get("outcome")
+        if outcome not in (None, *RUN_OUTCOMES):
+            words = ", ".join(RUN_OUTCOMES)
+            raise ConfigurationError(
+                f"outcome={outcome!r:.80}: expected one of {words}{did_you_mean(outcome, RUN_OUTCOMES)}"
+            )
+        runs = [run for run in self._handle.ring().runs() if outcome in (None, run["outcome"])]
+        return JSONResponse(state.clean(runs))
 
     async def models(self, request: Request) -> Response:
         """Answer with how the models stand beside each other."""
-        asked = _query(request, "window", "agent")
+        asked = _query(request, "window", "agent", "reprice")
         return JSONResponse(state.clean(await run_in_threadpool(lambda: state.models(self._handle, **asked))))
 
-    async def experiments(self, _request: Request) -> Response:
+    async def experiments(self, request: Request) -> Response:
         """Answer with the names of the experiments that can be asked about."""
+        _query(request)
         return JSONResponse(list(await run_in_threadpool(self._handle.experiment_names)))
 
     async def experiment(self, request: Request) -> Response:
@@ -174,16 +186,9 @@ class _Faces:
         unknown = sorted(vote.keys() - _VOTE_FIELDS)
         if unknown:
             return problem(422, f"unknown field {unknown[0][:80]!r}", f"fields are {', '.join(sorted(_VOTE_FIELDS))}")
-        receipt = await run_in_threadpool(self._record, vote)
+        correct = vote.pop("correct", None)
+        receipt = await run_in_threadpool(lambda: self._handle.record_feedback(correct, **vote))
         return JSONResponse(receipt._asdict(), 201)
-
-    def _record(self, vote: dict[str, Any]) -> Any:
-        correct, token = vote.pop("correct", None), vote.pop("token", None)
-        if token is None:
-            return self._handle.record_feedback(correct, **vote)
-        if not isinstance(token, str) or {"request_id", "trace_id"} & vote.keys():
-            raise ConfigurationError("a token names its run itself: leave request_id and trace_id out")
-        return self._handle.record_token_feedback(token, correct, **vote)
 
     async def state(self, request: Request) -> Response:
         """Answer with all that the page shows."""
@@ -225,4 +230,12 @@ class _Faces:
 
 
 def _query(request: Request, *names: str) -> dict[str, str]:
+    """Return what the request asks for.
+
+    :raises ConfigurationError: for a parameter that this path has not: a misspelt filter would filter nothing.
+    """
+    for name in request.query_params:
+        if name not in names:
+            known = f"parameters are {', '.join(names)}" if names else "this path takes none"
+            raise ConfigurationError(f"unknown parameter {name[:80]!r}{did_you_mean(name, names)}; {known}")
     return {name: value for name in names if (value := request.query_params.get(name))}

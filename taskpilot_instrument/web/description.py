@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from taskpilot_instrument.semconv import RUN_OUTCOMES
+
 _PROBLEM: Final = {
     "description": "A problem (RFC 9457) with a hint",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -88,6 +90,7 @@ DESCRIPTION: Final[dict[str, Any]] = {
             "How the models stand beside each other: success, speed, cost and correctness, with 95 % intervals",
             _WINDOW,
             _query("agent", "only this agent's calls and runs"),
+            _query("reprice", "models at whose prices the same tokens are told, too, such as gpt-4.1-mini,gpt-4o"),
         ),
         "/experiments": _get("The names of the experiments"),
         "/experiments/{name}": _get(
@@ -95,7 +98,10 @@ DESCRIPTION: Final[dict[str, Any]] = {
             _path("name", "of the experiment"),
             _query("window", "how far back, such as 1h; figures of a window are not judged"),
         ),
-        "/runs": _get("The latest runs, as span trees"),
+        "/runs": _get(
+            "The latest runs, as span trees",
+            _query("outcome", f"only those that ended so: one of {', '.join(RUN_OUTCOMES)}"),
+        ),
         "/state": _get("All that the page shows", _WINDOW),
         "/healthz": _get("Whether the server lives"),
     },

@@ -1,6 +1,6 @@
 // The latest runs as waterfalls, and what was decided and what failed.
 
-import { at, clock, dollars, drawing, make, milliseconds, number, sync } from "./page.shapes.js";
+import { at, clock, dollars, drawing, make, milliseconds, number, sync, utc } from "./page.shapes.js";
 
 const voted = new Map();
 const opened = new Set();
@@ -76,14 +76,15 @@ function item(run, key) {
     make("summary", { "aria-label": `${run.name} ${run.request_id} ${clock(run.started)}: ${run.outcome}${why ? `, ${why}` : ""}` },
       make("span", { class: "name" }, run.name), make("span", { class: `word ${run.outcome}` }, run.outcome),
       make("span", { class: "num" }, milliseconds(run.ms)), make("span", { class: "num cost" }, dollars(run.cost_usd)),
-      make("span", { class: "quiet num" }, clock(run.started)), make("span", { class: "id" }, run.request_id),
+      make("span", { class: "quiet num", title: utc(run.started) }, clock(run.started)), make("span", { class: "id" }, run.request_id),
       why ? make("span", { class: `why ${run.outcome}` }, why) : null),
     waterfall(run),
     make("div", { class: "votes" }, thumb(run, true), thumb(run, false),
       run.trace_id ? make("span", { class: "mono quiet" }, `trace ${run.trace_id}`) : null,
       run.cut ? make("span", { class: "quiet" }, "more spans than are shown") : null));
   details.open = opened.has(key);
-  return make("li", { class: run.outcome === "success" ? null : "bad" }, details);
+  const tone = { success: null, error: "bad" };
+  return make("li", { class: run.outcome in tone ? tone[run.outcome] : "bad soft" }, details);
 }
 
 export function drawRuns(state) {
@@ -119,7 +120,7 @@ function line(event) {
     make("div", {}, make("span", { class: `word ${failed ? "error" : "blocked"}` }, event.event), " ", event.agent ? `${event.agent}: ` : "", event.message,
       event.count > 1 ? make("strong", { class: "count" }, ` × ${event.count}`) : null),
     event.reason ? make("div", {}, event.reason) : null,
-    make("div", { class: "quiet mono" }, [`${event.count > 1 ? "last " : ""}${clock(event.at)}`, event.request_id].filter(Boolean).join(" · ")));
+    make("div", { class: "quiet mono", title: utc(event.at) }, [`${event.count > 1 ? "last " : ""}${clock(event.at)}`, event.request_id].filter(Boolean).join(" · ")));
 }
 
 export function drawEvents(events) {

@@ -53,11 +53,12 @@ export function fill(container, ...children) {
   if (focused) named(focused)?.focus({ preventScroll: true });
 }
 
-// Tables are wider than a phone: they scroll to the side by themselves, with a keyboard too. Cells are text or elements.
+// Tables are wider than a phone: they scroll to the side by themselves, with a keyboard too. Cells are text or elements,
+// with a note, or several, beneath.
 export function table(label, heads, rows, className = "") {
   const cell = (tag, content, more = {}) => {
     const { text, class: name, title, note, ...others } = content !== null && typeof content === "object" && !(content instanceof Node) ? content : { text: content };
-    return make(tag, { class: name, title, ...more, ...others }, text === null || text === undefined ? none : text, note ? make("span", { class: "note" }, note) : null);
+    return make(tag, { class: name, title, ...more, ...others }, text === null || text === undefined ? none : text, ...[note].flat().filter(Boolean).map((each) => make("span", { class: "note" }, each)));
   };
   return make("div", { class: "scroll", role: "region", "aria-label": label, tabindex: "0" },
     make("table", { class: className },
@@ -82,7 +83,10 @@ export function dollars(value) {
   if (amount >= 1) return `${sign}$${amount.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
   return `${sign}$${amount >= 0.01 ? amount.toFixed(4) : amount.toFixed(Math.min(12, 2 - Math.floor(Math.log10(amount))))}`;
 }
+// What is known of a sum; of nothing known it is not zero.
+export const atLeast = (value, isPart) => (isPart && !Number(value) ? none : `${isPart && !unknown(value) ? "≥ " : ""}${dollars(value)}`);
 export const clock = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleTimeString() : "");
+export const utc = (seconds) => (seconds ? `${new Date(seconds * 1000).toISOString()}, as log lines have it` : "");
 export function span(seconds) {
   const [size, unit] = seconds % 3600 === 0 ? [3600, "hour"] : seconds % 60 === 0 ? [60, "minute"] : [1, "second"];
   const count = seconds / size;

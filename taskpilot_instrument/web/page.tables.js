@@ -1,27 +1,54 @@
 // Agents, models, experiments and budgets beside each other.
 
-import { at, bar, dollars, fill, make, many, milliseconds, number, percent, sync, table } from "./page.shapes.js";
+import { at, atLeast, bar, dollars, fill, make, many, milliseconds, number, percent, sync, table } from "./page.shapes.js";
 
 const heading = (text, note, title) => ({ text, note, title, class: "num" });
 const amount = (text, note, className) => ({ text, note, class: `num ${className || ""}` });
 
-// --- agents --------------------------------------------------------------------------------------
+// --- workflows and agents ------------------------------------------------------------------------
+
+export const nameOf = (each) => (each.agent === "none" ? "(outside of agents)" : each.agent);
+
+// An agent that runs by itself opens a workflow of its name: the agents tell of that one.
+export const ofTheirOwn = (workflows, agents) => workflows.filter((each) => !agents.some(({ agent }) => agent === each.workflow));
+
+// How many runs, their share, and what was spent in them.
+function ended(runs, all, usd, unpriced, tone) {
+  return amount(number(runs), runs ? `${percent((100 * runs) / all)} · ${atLeast(usd, unpriced)}` : null, runs ? tone : null);
+}
+
+const SPENT = "all that was spent in these runs, also on calls that succeeded";
+const RUN_HEADS = [heading("Runs"), heading("Failed", "share · spent", SPENT), heading("Blocked", "share · spent", SPENT), heading("p95 latency"), heading("LLM calls"), heading("Cost")];
+
+function runCells(each, most) {
+  const calls = [each.failed_calls ? `${number(each.failed_calls)} failed` : null, each.blocked_calls ? `${number(each.blocked_calls)} blocked` : null];
+  return [
+    amount(number(each.runs)),
+    ended(each.failed, each.runs, each.failed_cost_usd, each.failed_unpriced, "error"),
+    ended(each.blocked_runs, each.runs, each.blocked_runs_cost_usd, each.blocked_runs_unpriced, "blocked"),
+    amount(milliseconds(each.p95_latency_ms)),
+    amount(number(each.calls), calls.filter(Boolean)),
+    { class: "num", text: make("span", {}, atLeast(each.cost_usd, each.unpriced_calls), bar(each.cost_usd / most)) },
+  ];
+}
+
+const highest = (rows) => Math.max(...rows.map((each) => each.cost_usd), 1e-12);
+
+export function drawWorkflows(workflows, agents) {
+  at("workflows-part").hidden = !ofTheirOwn(workflows, agents).length;
+  const rows = workflows.map((each) => [each.workflow, ...runCells(each, highest(workflows))]);
+  fill(at("workflows"), table("Figures by workflow", ["Workflow", ...RUN_HEADS], rows));
+}
 
 export function drawAgents(agents) {
   if (!agents.length) { fill(at("agents"), make("p", { class: "quiet" }, "No agent has run yet.")); return; }
-  const most = Math.max(...agents.map((each) => each.cost_usd), 1e-12);
   const rows = agents.map((each) => [
-    each.agent === "none" ? "(outside of agents)" : each.agent,
-    amount(number(each.runs)),
-    amount(number(each.failed), each.runs ? percent((100 * each.failed) / each.runs) : null, each.failed ? "error" : null),
-    amount(milliseconds(each.p95_latency_ms)),
-    amount(number(each.calls), each.failed_calls ? `${number(each.failed_calls)} failed` : null),
-    { class: "num", text: make("span", {}, `${each.unpriced_calls ? "≥ " : ""}${dollars(each.cost_usd)}`, bar(each.cost_usd / most)) },
-    amount(number(each.violations), each.blocked ? `${number(each.blocked)} blocked` : null, each.violations ? "blocked" : null),
+    nameOf(each),
+    ...runCells(each, highest(agents)),
+    amount(number(each.violations), each.guardrail_blocks ? `${number(each.guardrail_blocks)} stopped by guardrails` : null, each.violations ? "blocked" : null),
     amount(percent(each.correctness_percent), each.feedback ? many(each.feedback, "vote") : null),
   ]);
-  const heads = ["Agent", heading("Runs"), heading("Failed"), heading("p95 latency"), heading("LLM calls"), heading("Cost"), heading("Violations"), heading("Correct")];
-  fill(at("agents"), table("Figures by agent", heads, rows));
+  fill(at("agents"), table("Figures by agent", ["Agent", ...RUN_HEADS, heading("Violations"), heading("Correct")], rows));
 }
 
 // --- models --------------------------------------------------------------------------------------
@@ -64,7 +91,7 @@ export function drawModels({ models, findings, caution }) {
     ...FIGURES.map(figure),
     row("Cached input", (model) => amount(percent(model.cached_share_percent))),
     row("Token limits hit", limits),
-    row("Cost", (model) => amount(`${model.unpriced_calls ? "≥ " : ""}${dollars(model.total_cost_usd)}`, model.unpriced_calls ? `${many(model.unpriced_calls, "call")} unpriced` : null)),
+    row("Cost", (model) => amount(atLeast(model.total_cost_usd, model.unpriced_calls), model.unpriced_calls ? `${many(model.unpriced_calls, "call")} unpriced` : null)),
   ];
   const heads = ["", ...models.map((model) => heading(model.model)), "Best"];
   fill(at("models"), table("Model comparison", heads, rows, "figures"),

@@ -9,8 +9,8 @@ from typing import Any, Self
 from taskpilot_instrument._instrument import instrumentation
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.runtime import Instrumentation
-from taskpilot_instrument.web.gate import LOOPBACK
 
+_LAST_PORT = 65_535
 _LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -80,9 +80,12 @@ def serve(
     :param cors_origins: origins whose pages may ask.
     :param handle: what is shown; the instrumentation in force by default.
     :param source: Prometheus whose golden signals are shown, those of all processes; else the setting ``source``.
-    :raises ConfigurationError: for an open address without a token, a port that is taken, or without the extra ``web``.
+    :raises ConfigurationError: for an open address without a token, a port that is taken or none, or without the
+        extra ``web``.
     :raises NotInstrumentedError: before ``instrument()``.
     """
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _LAST_PORT:
+        raise ConfigurationError(f"port={port!r}: expected a whole number from 0 to {_LAST_PORT}")
     if host not in _LOCAL_ADDRESSES and not token:
         raise ConfigurationError(
             f"host={host!r} can be reached from elsewhere: give a token=, such as secrets.token_urlsafe()"
@@ -91,6 +94,7 @@ def serve(
         import uvicorn
 
         from taskpilot_instrument.web.app import create_app
+        from taskpilot_instrument.web.gate import LOOPBACK
     except ImportError as error:
         raise ConfigurationError("the page needs: pip install 'taskpilot-instrument[web]'") from error
     shown = handle or instrumentation()

@@ -3,12 +3,12 @@
 import math
 from typing import Any, Final
 
+from taskpilot_instrument._signals_json import to_json
 from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
-from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, parse_window
+from taskpilot_instrument.golden import GoldenSignals, parse_window
 from taskpilot_instrument.runtime import Instrumentation
-from taskpilot_instrument.semconv import Outcome
-from taskpilot_instrument.sinks._signals import percent
-from taskpilot_instrument.web.breakdown import by_agent
+from taskpilot_instrument.semconv import AGENT, MODEL, NONE, WORKFLOW, Outcome
+from taskpilot_instrument.web.breakdown import by_agent, by_workflow
 from taskpilot_instrument.web.live import Paced
 from taskpilot_instrument.web.series import Series
 from taskpilot_instrument.web.shown import UNKNOWN, Shown
@@ -16,36 +16,21 @@ from taskpilot_instrument.web.shown import UNKNOWN, Shown
 _SHOWN_RUNS: Final = 25
 _SHOWN_FAILURES: Final = 15
 _SHOWN_EVENTS: Final = 100
+_SHOWN_NAMES: Final = 20
+_FILTERS: Final = (WORKFLOW, AGENT, MODEL)
 
 
-def signals(found: GoldenSignals) -> dict[str, Any]:
-    """Return golden signals with their verdicts, thresholds and what they rest on."""
-    verdicts = found.verdicts
-    return {
-        "verdict": str(found.verdict),
-        "source": found.source,
-        "window_seconds": found.window_seconds,
-        "runs": found.runs,
-        "successes": found.successes,
-        "feedback": found.feedback,
-        "feedback_response_rate_percent": percent(found.feedback, found.runs),
-        "violations": found.violations,
-        "checked_runs": found.checked_runs,
-        "check_failed_runs": found.check_failed_runs,
-        "total_cost_usd": found.total_cost_usd,
-        "wasted_cost_usd": found.wasted_cost_usd,
-        "cost_coverage": found.cost_coverage,
-        "p95_bounds_ms": found.sample.p95_bounds_ms,
-        "signals": {
-            key: {
-                "value": value,
-                "verdict": str(verdicts[key]),
-                "healthy": THRESHOLDS[key].healthy if key in THRESHOLDS else None,
-                "warning": THRESHOLDS[key].warning if key in THRESHOLDS else None,
-            }
-            for key, value in found.values.items()
-        },
-    }
+def signals(found: GoldenSignals, handle: Instrumentation, asked: dict[str, str]) -> dict[str, Any]:
+    """Return golden signals; where nothing ran of what was asked for, also which names there are."""
+    told = to_json(found)
+    if not found.runs and found.source is None:
+        told["known"] = {label: known for label in _FILTERS if label in asked and (known := _names(handle, label))}
+    return told
+
+
+def _names(handle: Instrumentation, label: str) -> list[str]:
+    buckets = handle.metrics.windows.select()
+    return sorted({getattr(key, label) for bucket in buckets for key in bucket.cells} - {NONE})[:_SHOWN_NAMES]
 
 
 def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
@@ -69,9 +54,10 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
     ]
 
 
-def agents(handle: Instrumentation, seconds: int | None) -> list[dict[str, Any]]:
-    """Return the figures of each agent, those with failures first."""
-    return by_agent(handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000))
+def breakdowns(handle: Instrumentation, seconds: int | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of each workflow and of each agent, those with failures first."""
+    buckets = handle.metrics.windows.select(None if seconds is None else seconds * 1_000_000_000)
+    return {"workflows": by_workflow(buckets), "agents": by_agent(buckets)}
 
 
 def health(handle: Instrumentation) -> list[str]:
@@ -85,12 +71,16 @@ def health(handle: Instrumentation) -> list[str]:
     ]
 
 
-def models(handle: Instrumentation, window: str | None = None, agent: str | None = None) -> dict[str, Any]:
+def models(
+    handle: Instrumentation, window: str | None = None, agent: str | None = None, reprice: str = ""
+) -> dict[str, Any]:
     """Return how the models stand beside each other.
 
-    :raises ConfigurationError: for a window that cannot be read.
+    :param reprice: models at whose prices the traffic is to be told, too, with commas between them.
+    :raises ConfigurationError: for a window that cannot be read, or a model without a price.
     """
-    return handle.compare_models(window=window, agent=agent).as_dict()
+    others = [name.strip() for name in reprice.split(",") if name.strip()]
+    return handle.compare_models(window=window, agent=agent, reprice=others).as_dict()
 
 
 def experiments(handle: Instrumentation) -> list[dict[str, Any]]:
@@ -129,12 +119,12 @@ def snapshot(
     found: dict[str, Any] = clean({
         "service": handle.settings.service_name,
         "source": shown.address(handle),
-        "signals": signals(golden),
+        "signals": to_json(golden),
         "series": over._asdict(),
         "runs": runs[:_SHOWN_RUNS],
         "older_failures": failed[:_SHOWN_FAILURES],
         "events": ring.events(_SHOWN_EVENTS),
-        "agents": paced.get("agents", window, lambda: agents(handle, seconds)),
+        **paced.get("breakdowns", window, lambda: breakdowns(handle, seconds)),
         "models": paced.get("models", window, lambda: models(handle, window)),
         "experiments": paced.get("experiments", None, lambda: experiments(handle)),
         "budgets": standing,

@@ -2,11 +2,15 @@
 
     python tests/benchmarks/gates.py [--rounds 30] [--calls 200] [--redis redis://127.0.0.1:6379/0]
 
-Each round runs every case once, in turn: an observed agent run that makes one LLM call which is let go. The client's
-transport answers at once, so that what is left is what we add. Figures are time on the clock, and CPU time of the
-process; of the rounds the first quartile, because other work on the machine only ever adds. A bare hand-written span
-of the same run stands beside them, because machines differ. Without ``--redis`` a server is started for it where one
-is installed.
+Two tables. In the first, what is asked stands alone: the estimate of a request, reserving and settling for it, the
+policies around an agent's input, again and again with nothing in between. In the second it is part of what it belongs
+to: an observed agent run that makes one LLM call which is let go; the client's transport answers at once, so that what
+is left is what we add. There the same code takes about twice as long, because everything else in a run wants the
+processor's caches too. The bare hand-written span of the same run, which stands beside both because machines differ,
+is of the first kind: a loop of nothing else.
+
+Figures are time on the clock, and CPU time of the process; of the rounds the first quartile, because other work on the
+machine only ever adds. Without ``--redis`` a server is started for it where one is installed.
 """
 
 import argparse
@@ -18,20 +22,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from openai._base_client import SyncAPIClient
-from overhead import answer_at_once, bare_span, instrumented, llm_call
+from overhead import BODY, answer_at_once, bare_span, instrumented, llm_call
 
 import taskpilot_instrument as tp
+from taskpilot_instrument import semconv
+from taskpilot_instrument._operation import Operation
+from taskpilot_instrument._recorder import Recorder, active
+from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument.patches._openai_most import most_of
+from taskpilot_instrument.usage import TokenUsage
 
 POLICIES: list[Any] = [
     tp.Policy(tp.Keywords(["delete", "drop table", "shutdown"]), moments=["agent_input"]),
     tp.ArgumentRule("tool", "text", pattern=r"[a-z ]+"),
     tp.MaxToolCalls(1_000_000_000),
 ]
+
+TEXT = "prepare the release notes and tell the team in the usual channel that they are there"
 
 
 @tp.observed_agent
@@ -48,7 +61,7 @@ AGENT = Agent()
 
 def run() -> None:
     """Run the agent."""
-    AGENT.run("prepare the release notes and tell the team in the usual channel that they are there")
+    AGENT.run(TEXT)
 
 
 def budget() -> list[tp.Budget]:
@@ -85,6 +98,82 @@ def redis_server(folder: Path) -> Iterator[str | None]:
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             process.terminate()
+
+
+# --- alone --------------------------------------------------------------------------------------
+
+
+class Last:
+    """A sink that keeps the latest record."""
+
+    where = "last"
+    record: Finished
+
+    def started(self, operation: Operation, /) -> None:
+        """Do nothing."""
+
+    def finished(self, record: Finished, /) -> None:
+        """Keep it."""
+        self.record = record
+
+    def noted(self, event: Event, /) -> None:
+        """Do nothing."""
+
+
+def ask_budgets() -> Callable[[], object]:
+    """Return what asks the budgets in force about one call, and tells them what it cost."""
+    recorder, last = in_force(), Last()
+    llm = LLMCall(semconv.OPERATION_CHAT, "gpt-4o-mini", base_url="https://api.openai.com/v1")
+    llm.usage, llm.billable = TokenUsage(150, 50), True
+    operation = Operation(replace(recorder, sinks=(last,)), semconv.Kind.LLM, "chat gpt-4o-mini", llm=llm)
+    operation.finish()
+    record, spending = last.record, next(sink for sink in recorder.sinks if sink.where == "budget")
+
+    def ask() -> None:
+        llm.most = most_of(BODY, llm.operation, "/chat/completions")
+        operation.admit()
+        spending.finished(record)
+
+    return ask
+
+
+def ask_policies() -> Callable[[], object]:
+    """Return what asks the policies in force about one agent run."""
+    recorder = in_force()
+    controls = recorder.controls
+    operation = Operation(recorder, semconv.Kind.AGENT, "Agent")
+
+    def plain(_text: str) -> None:
+        """Stand in for the agent."""
+
+    def ask() -> None:
+        body = controls.around(operation, plain, lambda: {"_text": TEXT}) if controls is not None else None
+        if body is not None:
+            body(TEXT)
+
+    return ask
+
+
+def in_force() -> Recorder:
+    """Return what ``instrument()`` has wired together."""
+    recorder = active()
+    if recorder is None:
+        raise RuntimeError("nothing is observed")
+    return recorder
+
+
+def measure_alone(rounds: int, calls: int) -> dict[str, list[tuple[float, float]]]:
+    """Return microseconds of what is asked with nothing in between: on the clock, and of CPU time."""
+    found: dict[str, list[tuple[float, float]]] = {"one budget, memory": [], "three policies": []}
+    for _ in range(rounds):
+        with instrumented(budgets=budget(), ledger="memory", policies=POLICIES):
+            for name, asking in zip(found, (ask_budgets(), ask_policies()), strict=True):
+                taken_us(asking, 50)
+                found[name].append(taken_us(asking, calls))
+    return found
+
+
+# --- in a run -----------------------------------------------------------------------------------
 
 
 def quartile(values: list[float]) -> float:
@@ -141,15 +230,27 @@ def main() -> None:
         if where is not None:
             ledgers["Redis"] = where
         found = measure(ledgers, args.rounds, args.calls)
-    bare, alone = found.pop("bare span"), found["nothing to ask"]
+    asked = {
+        name: (quartile([wall for wall, _ in values]), quartile([cpu for _, cpu in values]))
+        for name, values in measure_alone(args.rounds, args.calls * 5).items()
+    }
+    bare, unasked = found.pop("bare span"), found.pop("nothing to ask")
     print(f"{'':38} {'clock':>26} {'CPU':>26}")
     print(f"{'bare span with 12 attributes':38} {bare[0]:23.1f} µs {bare[1]:23.1f} µs")
+    print("asked alone")
+    for name, cost in asked.items():
+        show(name, cost, bare)
+    both = [sum(costs) for costs in zip(*asked.values(), strict=True)]
+    show("one budget, three policies, memory", (both[0], both[1]), bare)
+    print("asked in an agent run with one call")
     for name, cost in found.items():
-        columns = [
-            f"{more:+9.1f} µs {more / span:+6.2f} × bare"
-            for more, span in ((cost[0] - alone[0], bare[0]), (cost[1] - alone[1], bare[1]))
-        ]
-        print(f"{name:38} {columns[0]:>26} {columns[1]:>26}")
+        show(name, (cost[0] - unasked[0], cost[1] - unasked[1]), bare)
+
+
+def show(name: str, cost: tuple[float, float], bare: tuple[float, float]) -> None:
+    """Print what a case takes on the clock and of CPU time, and how many bare spans that is."""
+    columns = [f"{more:+9.1f} µs {more / span:+6.2f} × bare" for more, span in zip(cost, bare, strict=True)]
+    print(f"  {name:36} {columns[0]:>26} {columns[1]:>26}")
 
 
 if __name__ == "__main__":

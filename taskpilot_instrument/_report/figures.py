@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from taskpilot_instrument import _hourly as hourly
-from taskpilot_instrument._report_times import Stretch
+from taskpilot_instrument._report.times import Stretch
 
 K = TypeVar("K")
 Counts = dict[str, float]

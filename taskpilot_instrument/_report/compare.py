@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from taskpilot_instrument._estimates import LEAST_SAMPLE
-from taskpilot_instrument._report_signals import DEFINITIONS, OF_COST, PERCENT, Definition, Facts, Value, value_of
+from taskpilot_instrument._report.signals import DEFINITIONS, OF_COST, PERCENT, Definition, Facts, Value, value_of
 from taskpilot_instrument.golden import THRESHOLDS, Verdict, judge
 
 

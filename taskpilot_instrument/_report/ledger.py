@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Final
 
 from taskpilot_instrument import _hourly as hourly
-from taskpilot_instrument._report_figures import Figures
-from taskpilot_instrument._report_times import Stretch
+from taskpilot_instrument._report.figures import Figures
+from taskpilot_instrument._report.times import Stretch
 from taskpilot_instrument.errors import ConfigurationError, LedgerError
 from taskpilot_instrument.redaction import redact
 from taskpilot_instrument.semconv import AGENT, MODEL, NONE, WORKFLOW

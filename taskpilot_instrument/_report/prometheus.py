@@ -9,8 +9,8 @@ from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument import semconv
 from taskpilot_instrument._growth import Growth, quoted
 from taskpilot_instrument._prometheus import Prometheus
-from taskpilot_instrument._report_figures import Counts, Figures
-from taskpilot_instrument._report_times import Stretch
+from taskpilot_instrument._report.figures import Counts, Figures
+from taskpilot_instrument._report.times import Stretch
 from taskpilot_instrument._waste import is_in_vain
 from taskpilot_instrument.semconv import NONE
 from taskpilot_instrument.settings import Settings
@@ -150,7 +150,7 @@ class PrometheusSource:
     def __init__(self, url: str) -> None:
         settings = Settings()
         timeout_s = max(_TIMEOUT_S, settings.source_timeout_s)
-        self._prometheus = Prometheus(url, token=settings.source_token, timeout_s=timeout_s)
+        self._prometheus = Prometheus(url, token=settings.source_token, timeout_s=timeout_s, given_as="prometheus")
         self.name = f"Prometheus {self._prometheus.address}"
         matchers = ",".join(f"{name}={quoted(value)}" for name, value in self._prometheus.matchers.items())
         if matchers:

@@ -1,13 +1,13 @@
 """What a report breaks down: workflows, ends of runs, errors, models, agents and policies, beside the period before."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
-from taskpilot_instrument._report_compare import plain
-from taskpilot_instrument._report_figures import Counts, Figures, grouped, named, total
-from taskpilot_instrument._report_signals import COUNT, MS, PERCENT, USD, Value, cost, mean_ms, p95_ms, success, tokens
+from taskpilot_instrument._report.compare import plain
+from taskpilot_instrument._report.figures import Counts, Figures, grouped, named, total
+from taskpilot_instrument._report.signals import COUNT, MS, PERCENT, USD, Value, cost, mean_ms, p95_ms, success, tokens
 
 #: Rows of a table; the rest is added up in one more.
 _MOST_ROWS: Final = 20
@@ -47,6 +47,11 @@ class Table:
     head: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+
+    def without_before(self) -> "Table":
+        """Return it where nothing is known of the period before, so that nothing was not there either."""
+        unknown = {column.key: None for column in self.columns}
+        return replace(self, rows=tuple([replace(row, before=unknown) for row in self.rows]))
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -103,7 +108,8 @@ def tables(now: Figures, before: Figures) -> dict[str, Table]:
         _table("agents", "Agents", "agent", _CALLS, _by(now, 0), _by(before, 0)),
         _table("policies", "Policy violations", "policy", _COUNTED, _policies(now), _policies(before)),
     )
-    return {table.key: table for table in all_tables if table.rows}
+    found = [table for table in all_tables if table.rows]
+    return {table.key: table if not before.is_empty else table.without_before() for table in found}
 
 
 def _workflows(figures: Figures) -> Mapping[str, Counts]:

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from taskpilot_instrument import _report_words as words
-from taskpilot_instrument._report_signals import DEFINITIONS, Value
-from taskpilot_instrument._report_tables import Table
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.signals import DEFINITIONS, Value
+from taskpilot_instrument._report.tables import Table
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]<>#|~&$])")
 #: Line breaks end a row, other control characters may do anything to a terminal.
@@ -27,6 +27,8 @@ def _lines(report: "Report") -> Iterator[str]:
     yield f"{escaped(words.subtitle_of(report))}."
     yield ""
     yield f"Golden signals: **{report.verdict}**"
+    for note in report.first:
+        yield from ("", note)
     for heading, keys in report.review.sections.items():
         yield from _section(heading, _figures(report, keys))
     yield from _section(f"By {words.slot_of(report)} (in parentheses: before)", _course(report))
@@ -34,7 +36,7 @@ def _lines(report: "Report") -> Iterator[str]:
         if key in report.tables:
             yield from _section(f"{report.tables[key].title} (in parentheses: before)", _breakdown(report.tables[key]))
     yield from ("", "## Notes", "")
-    yield from (f"- {note}" for note in report.notes)
+    yield from (f"- {note}" for note in report.notes[len(report.first) :])
 
 
 def _section(heading: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:

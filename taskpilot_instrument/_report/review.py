@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from taskpilot_instrument._report_times import Period
+from taskpilot_instrument._report.times import Period
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
     G_P95_LATENCY_MS,

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._fleet import quantile
-from taskpilot_instrument._report_figures import Counts, Figures, named
+from taskpilot_instrument._report.figures import Counts, Figures, named
 from taskpilot_instrument._waste import Waste, WasteInMetrics
 from taskpilot_instrument.golden import GoldenSignals, of_sample
 from taskpilot_instrument.semconv import (

@@ -7,10 +7,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from taskpilot_instrument.errors import ConfigurationError
+
 NAME: Final = "report"
-OK: Final = 0
-WRONG_USE: Final = 2
-OUT_OF_REACH: Final = 3
 _WHAT: Final = "report on a day, week or month, each figure beside that of the period before"
 _EXAMPLES: Final = """\
 examples:
@@ -24,8 +23,7 @@ examples:
 
 exit status:
   0  the report was made
-  2  an argument is wrong
-  3  the ledger or Prometheus cannot be reached, or there is no ledger
+  2  an argument is wrong, or the ledger or Prometheus is out of reach, or there is no ledger
 """
 
 
@@ -50,36 +48,26 @@ def add_report(commands: Any) -> None:
     source.add_argument("--prometheus", metavar="URL", help="take the figures from a Prometheus instead")
 
 
-def run(options: Namespace) -> int:
-    """Make a report, write it, and return the exit status."""
-    from taskpilot_instrument._reporting import report
-    from taskpilot_instrument.errors import ConfigurationError, LedgerError, SourceError
+def report(options: Namespace) -> int:
+    """Make a report and write it.
 
+    :raises TaskpilotError: where it cannot be made.
+    """
+    from taskpilot_instrument._report import entry
+
+    made = entry.report(
+        options.period, end=_resolved(options.end, options.timezone), timezone=options.timezone,
+        ledger=options.ledger, prometheus=options.prometheus,
+    )  # fmt: skip
+    text = {"markdown": made.markdown, "html": made.html, "json": made.json}[options.format]()
+    if options.output is None:
+        sys.stdout.write(text)
+        return 0
     try:
-        made = report(
-            options.period, end=_resolved(options.end, options.timezone), timezone=options.timezone,
-            ledger=options.ledger, prometheus=options.prometheus,
-        )  # fmt: skip
-        text = {"markdown": made.markdown, "html": made.html, "json": made.json}[options.format]()
-        if options.output is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        else:
-            options.output.write_text(text, encoding="utf-8")
-    except (LedgerError, SourceError) as error:
-        return _refuse(error, OUT_OF_REACH)
-    except ConfigurationError as error:
-        return _refuse(error, WRONG_USE)
-    except BrokenPipeError:
-        raise
+        options.output.write_text(text, encoding="utf-8")
     except OSError as error:
-        return _refuse(f"--output={options.output}: {error.strerror}", WRONG_USE)
-    return OK
-
-
-def _refuse(why: object, status: int) -> int:
-    sys.stderr.write(f"taskpilot-instrument: {why}\n")
-    return status
+        raise ConfigurationError(f"--output={options.output}: {error.strerror}") from error
+    return 0
 
 
 def _day(text: str) -> date | str:
@@ -94,6 +82,6 @@ def _day(text: str) -> date | str:
 def _resolved(day: date | str | None, timezone: str) -> date | None:
     if not isinstance(day, str):
         return day
-    from taskpilot_instrument._report import today
+    from taskpilot_instrument._report.report import today
 
     return today(timezone) - timedelta(days=day == "yesterday")

@@ -11,6 +11,8 @@ from taskpilot_instrument.errors import ConfigurationError
 
 _DAY: Final = timedelta(days=1)
 _HOUR: Final = timedelta(hours=1)
+#: What is younger has no figures.
+_LEAST: Final = timedelta(minutes=1)
 
 
 class Period(StrEnum):
@@ -37,7 +39,8 @@ class Times(NamedTuple):
     """The times of a report.
 
     :param now: the stretch that is reported on.
-    :param before: what it is compared with: the period before, or as much of it as the period has had so far.
+    :param before: what it is compared with: the period before, or as much of it as the period has had so far; of no
+        length where it has not had the finest part yet that figures are known in.
     :param ends_at: when the period ends.
     :param is_whole: True where it is over.
     :param lengths: of both whole periods.
@@ -70,6 +73,11 @@ class Times(NamedTuple):
         """True where both stretches are of one length."""
         return self.now.length == self.before.length
 
+    @property
+    def is_compared(self) -> bool:
+        """False where there is nothing of equal length before."""
+        return bool(self.before.length)
+
 
 def times_of(period: Period, zone: ZoneInfo, day: date | None, now: datetime, grain: timedelta) -> Times:
     """Return the times of the period that a day lies in.
@@ -95,6 +103,8 @@ def times_of(period: Period, zone: ZoneInfo, day: date | None, now: datetime, gr
     is_whole = end <= now
     until = end if is_whole else max(start, _floor(now, grain))
     until_before = start if is_whole else min(start, start_before + (until - start))
+    if until == start and now - start >= _LEAST:
+        until = now  # better some of an hour than nothing; there is no such part of an hour before
     return Times(
         period, zone, Stretch(start, until), Stretch(start_before, until_before), end, is_whole,
         (end - start, start - start_before),

@@ -1,17 +1,18 @@
 """A figure's course as SVG: bars or a line, the period before as a dashed line. No script, no fixed colours."""
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from html import escape
 from itertools import groupby
 from math import floor, log10
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from taskpilot_instrument import _report_words as words
-from taskpilot_instrument._report_signals import COUNT, PERCENT, USD, Definition, Value
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.signals import COUNT, PERCENT, USD, Definition, Value
 from taskpilot_instrument.golden import THRESHOLDS
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Point
+    from taskpilot_instrument._report.report import Point
 
 _WIDTH: Final = 640
 _HEIGHT: Final = 220
@@ -124,7 +125,7 @@ def _short(value: float, unit: str) -> str:
     if unit == PERCENT:
         return f"{value:g} %"
     if unit == USD:
-        return f"${value:.6g}"
+        return f"${Decimal(f'{value:.6g}'):f}"
     return f"{value:,.6g}" if unit == COUNT else f"{value / 1000:g} s"
 
 

@@ -8,14 +8,14 @@ from itertools import zip_longest
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from taskpilot_instrument._report_compare import Figure, compare, plain, worst
-from taskpilot_instrument._report_figures import Figures, Source
-from taskpilot_instrument._report_ledger import LedgerSource
-from taskpilot_instrument._report_review import REVIEWS, Review
-from taskpilot_instrument._report_signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
-from taskpilot_instrument._report_tables import Table, tables
-from taskpilot_instrument._report_times import Period, Stretch, Times, times_of
-from taskpilot_instrument._report_words import about, label_of
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.compare import Figure, compare, plain, worst
+from taskpilot_instrument._report.figures import Figures, Source
+from taskpilot_instrument._report.ledger import LedgerSource
+from taskpilot_instrument._report.review import REVIEWS, Review
+from taskpilot_instrument._report.signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
+from taskpilot_instrument._report.tables import Table, tables
+from taskpilot_instrument._report.times import Period, Stretch, Times, times_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import Verdict
 from taskpilot_instrument.settings import Settings
@@ -56,7 +56,8 @@ class Report:
     :param figures: every figure by its key.
     :param trends: the course of figures by their keys.
     :param tables: breakdowns by their keys; without those that are empty.
-    :param notes: what a reader has to know to take the figures for what they are.
+    :param first: what a reader has to know before anything else: what the figures are without.
+    :param notes: that, and what else is to be known to take the figures for what they are.
     """
 
     period: Period
@@ -70,6 +71,7 @@ class Report:
     figures: Mapping[str, Figure]
     trends: Mapping[str, tuple[Point, ...]]
     tables: Mapping[str, Table]
+    first: tuple[str, ...]
     notes: tuple[str, ...]
     #: Hours of the whole day, or days of the whole week or month.
     places: int
@@ -109,13 +111,13 @@ class Report:
 
     def markdown(self) -> str:
         """Return its review as Markdown."""
-        from taskpilot_instrument._report_markdown import markdown
+        from taskpilot_instrument._report.markdown import markdown
 
         return markdown(self)
 
     def html(self) -> str:
         """Return its review as a page of its own: no script, and nothing from elsewhere."""
-        from taskpilot_instrument._report_html import html
+        from taskpilot_instrument._report.page import html
 
         return html(self)
 
@@ -153,6 +155,7 @@ def _report(source: Source, times: Times, timezone: str, moment: datetime) -> Re
     if not times.is_whole and moment - times.now.until >= timedelta(minutes=1):
         latest = facts_of(source.read(Stretch(times.now.until, moment), [])[0])
     here = times.zone
+    first = words.first(times, *pair, latest)
     return Report(
         period=times.period,
         timezone=timezone,
@@ -165,7 +168,8 @@ def _report(source: Source, times: Times, timezone: str, moment: datetime) -> Re
         figures=compare(*pair),
         trends=_trends(times, course, course_before),
         tables=tables(now, before),
-        notes=about(times, source, *pair, latest=latest, empty_days=_empty_days(times, course_before)),
+        first=first,
+        notes=(*first, *words.about(times, source, pair[0], empty_days=_empty_days(times, course_before))),
         places=len(times.slots(Stretch(times.now.since, times.ends_at))),
     )
 
@@ -186,7 +190,7 @@ def _trends(times: Times, course: list[Figures], course_before: list[Figures]) -
 
     def point(definition: Definition, slot: Stretch, now: Facts | None, before: Facts | None) -> Point:
         begins = slot.since.astimezone(times.zone)
-        return Point(label_of(slot, times), begins, value_of(definition, now), value_of(definition, before))
+        return Point(words.label_of(slot, times), begins, value_of(definition, now), value_of(definition, before))
 
     return {key: tuple([point(DEFINITIONS[key], *place) for place in places]) for key in REVIEWS[times.period].plots}
 
@@ -208,7 +212,7 @@ def _zone(name: str) -> ZoneInfo:
 
 def _source(ledger: object, prometheus: str | None) -> Source:
     if prometheus is not None:
-        from taskpilot_instrument._report_prometheus import PrometheusSource
+        from taskpilot_instrument._report.prometheus import PrometheusSource
 
         return PrometheusSource(prometheus)
     return LedgerSource(Settings().ledger if ledger is None else ledger)

@@ -8,7 +8,7 @@ from taskpilot_instrument._instrument import instrumentation
 from taskpilot_instrument.errors import LedgerError, NotInstrumentedError
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 
 def report(
@@ -37,7 +37,7 @@ def report(
     :raises LedgerError: where the ledger cannot be read, or there is none.
     :raises SourceError: where Prometheus cannot be asked.
     """
-    from taskpilot_instrument._report import make
+    from taskpilot_instrument._report.report import make
 
     if ledger is None and prometheus is None:
         ledger = _ledger_in_force()

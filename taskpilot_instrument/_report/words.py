@@ -5,14 +5,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from taskpilot_instrument._display import UNKNOWN, milliseconds, of, percent, usd
-from taskpilot_instrument._report_compare import Figure, Trend
-from taskpilot_instrument._report_figures import Source
-from taskpilot_instrument._report_signals import MS, PERCENT, USD, Facts, Value
-from taskpilot_instrument._report_times import Period, Stretch, Times
+from taskpilot_instrument._report.compare import Figure, Trend
+from taskpilot_instrument._report.figures import Source
+from taskpilot_instrument._report.signals import MS, PERCENT, USD, Facts, Value, cost
+from taskpilot_instrument._report.times import Period, Stretch, Times
 from taskpilot_instrument.golden import Verdict
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 HEADS: Final = ("value", "before", "change", "trend", "verdict")
 #: Not ``strftime``'s, which speaks the application's language.
@@ -73,9 +73,10 @@ def title_of(report: "Report") -> str:
 def subtitle_of(report: "Report") -> str:
     """Say which times are compared, and where the figures are from."""
     so_far = "" if report.is_whole else " (not over)"
+    since, until = report.before
+    before = f"compared with {_moment(since)} to {_moment(until)}" if since < until else "compared with nothing yet"
     return (
-        f"{_moment(report.since)} to {_moment(report.until)}{so_far}, compared with {_moment(report.before[0])} to "
-        f"{_moment(report.before[1])}; {report.timezone}; from {report.source}"
+        f"{_moment(report.since)} to {_moment(report.until)}{so_far}, {before}; {report.timezone}; from {report.source}"
     )
 
 
@@ -97,31 +98,38 @@ def short_label(label: str, places: int) -> str:
     return label[:3] if places <= len(_WEEKDAYS) else str(int(label[-2:]))
 
 
-def about(
-    times: Times,
-    source: Source,
-    now: Facts | None,
-    before: Facts | None,
-    *,
-    latest: Facts | None,
-    empty_days: int,
-) -> tuple[str, ...]:
-    """Return what a reader has to know of a report.
+def first(times: Times, now: Facts | None, before: Facts | None, latest: Facts | None) -> tuple[str, ...]:
+    """Return what a reader has to know before the figures: why they are fewer than expected.
 
-    :param latest: what happened since its figures end.
+    :param latest: what happened since the figures end.
+    """
+    notes = []
+    if not times.is_compared and times.now.length:
+        notes.append(
+            f"The {times.period} has just begun: these are the figures of its first hour, until "
+            f"{times.now.until.astimezone(times.zone):%H:%M}. As whole hours are kept, there is no equal part of the "
+            f"{times.period} before."
+        )
+    if latest is not None:
+        spent = shown(cost(latest.calls), USD, is_lower_bound=latest.sample.unpriced != 0)
+        notes.append(
+            f"The hour since {times.now.until.astimezone(times.zone):%H:%M} is not over, and not in the figures: "
+            f"{of(round(latest.sample.runs), 'run')}, {round(latest.sample.successes):,} successful, {spent} so far."
+        )
+    return (*notes, *_of_what_is_missing(times, now, before))
+
+
+def about(times: Times, source: Source, now: Facts | None, *, empty_days: int) -> tuple[str, ...]:
+    """Return what else a reader has to know of a report.
+
     :param empty_days: at the beginning of the period before, of which nothing is known, where they matter.
     """
-    notes = [*_of_times(times), *_of_what_is_missing(now, before), *source.notes]
+    notes = [*_of_times(times), *source.notes]
     if times.now.since.timestamp() % source.grain.total_seconds():
         notes.append("The periods of this zone begin within an hour: each hour counts where it begins.")
     if empty_days:
         notes.append(
             f"Before, nothing was recorded in the first {of(empty_days, 'day')}: totals may be of unequal times."
-        )
-    if latest is not None:
-        notes.append(
-            f"The hour since {times.now.until.astimezone(times.zone):%H:%M} is not over, and not in the figures: "
-            f"{of(round(latest.sample.runs), 'run')}, {usd(latest.golden.total_cost_usd)} so far."
         )
     if now is not None and now.sample.unpriced:
         notes.append(
@@ -136,7 +144,9 @@ def about(
 
 
 def _of_times(times: Times) -> list[str]:
-    notes = []
+    notes: list[str] = []
+    if not times.is_compared:
+        return notes
     if not times.is_whole:
         notes.append(
             f"The {times.period} is not over: its first {_length(times.now.length)} are compared with the equal part "
@@ -152,7 +162,9 @@ def _of_times(times: Times) -> list[str]:
     return notes
 
 
-def _of_what_is_missing(now: Facts | None, before: Facts | None) -> list[str]:
+def _of_what_is_missing(times: Times, now: Facts | None, before: Facts | None) -> list[str]:
+    if not times.is_compared:
+        return ["Nothing was recorded in it so far."] if now is None else []
     if now is None and before is None:
         return ["Nothing was recorded in either period."]
     if now is None:

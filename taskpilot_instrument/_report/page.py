@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from taskpilot_instrument import _report_words as words
 from taskpilot_instrument._display import UNKNOWN
-from taskpilot_instrument._report_compare import Figure
-from taskpilot_instrument._report_plot import plot
-from taskpilot_instrument._report_signals import DEFINITIONS
-from taskpilot_instrument._report_tables import Table
+from taskpilot_instrument._report import words
+from taskpilot_instrument._report.compare import Figure
+from taskpilot_instrument._report.plot import plot
+from taskpilot_instrument._report.signals import DEFINITIONS
+from taskpilot_instrument._report.tables import Table
 
 if TYPE_CHECKING:
-    from taskpilot_instrument._report import Report
+    from taskpilot_instrument._report.report import Report
 
 #: Should anything in it ever pass for more than text, the browser is told to run and load nothing.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
@@ -25,7 +25,8 @@ _STYLE: Final = """
 body { margin: 0 auto; max-width: 1180px; padding: 16px; background: var(--back); color: var(--text);
   font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.45rem; margin: 0; } h2 { font-size: 1.1rem; margin: 0 0 8px; }
-p { margin: 4px 0; } .quiet { color: var(--quiet); font-size: 0.9rem; }
+p { margin: 4px 0; } .first { border-left: 4px solid var(--warn); padding-left: 8px; }
+.quiet { color: var(--quiet); font-size: 0.9rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px;
   margin-top: 16px; }
 .course { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 16px; align-items: start; }
@@ -77,8 +78,10 @@ def _parts(report: "Report") -> Iterator[str]:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body><header><h1>{title}</h1>"
         f'<p class="quiet">{escape(words.subtitle_of(report))}.</p>'
-        f'<p>Golden signals: <span class="{report.verdict}">{report.verdict}</span></p></header><main>'
+        f'<p>Golden signals: <span class="{report.verdict}">{report.verdict}</span></p>'
     )
+    yield from (f'<p class="first">{escape(note)}</p>' for note in report.first)
+    yield "</header><main>"
     for heading, keys in report.review.sections.items():
         yield _section(heading, _figures(heading, [report.figures[key] for key in keys]))
     for key in report.review.plots:
@@ -86,7 +89,7 @@ def _parts(report: "Report") -> Iterator[str]:
     for key in report.review.tables:
         if key in report.tables:
             yield _section(report.tables[key].title, _breakdown(report.tables[key]))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes[len(report.first) :])
     yield f'<section><h2>Notes</h2><ul class="quiet">{notes}</ul></section></main></body></html>\n'
 
 
@@ -117,11 +120,14 @@ def _course(report: "Report", key: str) -> str:
         for point in points
         if point.value is not None or point.before is not None
     ]
-    legend = f'<span>this {report.period}</span><span class="was">the {report.period} before</span>'
+    legend = f"<span>this {report.period}</span>"
+    if any(point.before is not None for point in points):
+        legend += f'<span class="was">the {report.period} before</span>'
     drawn = plot(definition, points, report.places, f"plot-{key.replace('_', '-')}")
     if 'class="limit"' in drawn:
         legend += '<span class="limit">bound of healthy</span>'
-    heading = f"{definition.label[0].upper()}{definition.label[1:]}, by {slot}"
+    label = definition.label
+    heading = f"{label if label.startswith('p95') else label[0].upper() + label[1:]}, by {slot}"
     return _section(
         heading,
         f'<div class="course"><figure>{drawn}<figcaption class="quiet key">{legend}</figcaption></figure>'
