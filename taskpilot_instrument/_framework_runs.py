@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, ParamSpec
 
 from taskpilot_instrument._callables import deliver
@@ -141,7 +142,7 @@ def begin(
         if given is not None:
             run.input_text = _text(capture, given)
         if said is not None:
-            run.recorder = recorder._replace(capture=lambda result: capture(said(result)))
+            run.recorder = replace(recorder, capture=lambda result: capture(said(result)))
     run.announce()
     return run
 
@@ -253,7 +254,7 @@ class _Joined(Operation):
         # Not super().__init__(): it is no operation of its own, and has only what the shells ask of one.
         self._call = call
         self.kind = call.kind
-        self.recorder = call.recorder._replace(capture=None)
+        self.recorder = replace(call.recorder, capture=None)
         self.body = None
         self.handed_over = False
         self.last_ns = None

@@ -29,14 +29,15 @@ from taskpilot_instrument.semconv import COST_UNKNOWN, Kind, Outcome
 
 _KEY: Final = otel_context.create_key("taskpilot-operation")
 _NO_CONTEXT: Final = Context()
+#: A context that nobody else has seen yet may still be written to.
+_set: Final = dict.__setitem__
 #: The key under which OpenTelemetry keeps the current span, found out rather than known.
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 
 
 def current() -> "Operation | None":
     """Return the operation that the calling code runs in."""
-    found = get_current().get(_KEY)
-    return found if isinstance(found, Operation) else None
+    return get_current().get(_KEY)  # type: ignore[return-value] # the key is ours alone
 
 
 class Operation:
@@ -70,8 +71,7 @@ class Operation:
         user_id: str | None = None,
     ) -> None:
         outer = get_current()
-        found = outer.get(_KEY)
-        parent = found if isinstance(found, Operation) else None
+        parent: Operation | None = outer.get(_KEY)  # type: ignore[assignment] # the key is ours alone
         self.opened_workflow: Operation | None = None
         # Asked only of the outermost: what is beneath it has its parent.
         remote = remote_run(outer) if parent is None else None
@@ -81,15 +81,13 @@ class Operation:
             parent = self.opened_workflow = Operation(recorder, Kind.WORKFLOW, name)
             outer, around = parent.context, name
         self.recorder = recorder
-        self.ids: Ids
-        self.context: Context
         self.kind = kind
         self.name = name
         self.parent = parent
         self.subject = subject
         self.attributes = attributes
         self.llm = llm
-        self.ids = new_ids(
+        self.ids: Ids = new_ids(
             parent.ids if parent is not None else remote.ids if remote is not None else None,
             request_id=request_id, session_id=session_id, user_id=user_id,
         )  # fmt: skip
@@ -128,8 +126,10 @@ class Operation:
             raise
         # One copy of the context for both keys, where set_value() would make two for each. Without a span of our own
         # the one around stays current.
-        current_span = {} if self.span is INVALID_SPAN else {_SPAN_KEY: self.span}
-        self.context = Context({**outer, **current_span, _KEY: self})
+        self.context: Context = Context(outer)
+        _set(self.context, _KEY, self)
+        if self.span is not INVALID_SPAN:
+            _set(self.context, _SPAN_KEY, self.span)
 
     def _open_span(self, outer: Context) -> Span:
         try:
@@ -143,7 +143,7 @@ class Operation:
         try:
             if self.opened_workflow is not None:
                 self.opened_workflow.announce()
-            for sink in self.recorder.sinks:
+            for sink in self.recorder.starters:
                 try:
                     sink.started(self)
                 except Exception as error:
@@ -249,7 +249,7 @@ class Operation:
     def _conclude(
         self, error: BaseException | None, outcome: Outcome | None, error_type: str | None, end_ns: int | None
     ) -> None:
-        if not self._once.acquire(blocking=False):
+        if not self._once.acquire(False):  # noqa: FBT003 - as a keyword it takes twice as long
             return
         self._finished = True
         if self.recorder.home.is_left:
@@ -293,7 +293,8 @@ class Operation:
     ) -> Finished:
         if end_ns is None:
             end_ns = self.recorder.clock.monotonic_ns()
-        outcome = outcome or self._judged(error)
+        if outcome is None:
+            outcome = self._judged(error)
         if outcome is Outcome.ABANDONED and self.llm is None:
             outcome = Outcome.CANCELLED  # only a call's stream can be abandoned: a run was left by its consumer
         if error is not None and error_type is None:
@@ -352,7 +353,7 @@ class Operation:
         for run in self.runs_around():
             run.add(call, price)
         if price is not None:
-            return price.usd, price.source
+            return price
         return None, COST_UNKNOWN if call.billable or call.usage is not None else None
 
 

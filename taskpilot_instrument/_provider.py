@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.sdk.environment_variables import (
@@ -11,16 +10,13 @@ from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_TRACES_COMPRESSION,
 )
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import RESOURCE_SERVICE_NAME
 from taskpilot_instrument.settings import Settings
-
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
 
 
 class ExportCounts:
@@ -68,9 +64,6 @@ class ExportCounts:
 class _EndCounter(SpanProcessor):
     def __init__(self, counts: ExportCounts) -> None:
         self._counts = counts
-
-    def on_start(self, span: Span, parent_context: "Context | None" = None) -> None:
-        pass
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:  # the others are not meant for export

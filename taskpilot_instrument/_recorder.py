@@ -1,13 +1,13 @@
 """What ``instrument()`` wires together, and which of it is in force."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from taskpilot_instrument import _collector
 from taskpilot_instrument._bills import Bills
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._records import Event
-from taskpilot_instrument.typing import Capture, Clock, Controls, Gate, PriceSource, Sink, SpanSource
+from taskpilot_instrument.typing import Capture, Clock, Controls, Gate, HearsStarts, PriceSource, Sink, SpanSource
 
 
 class Home:
@@ -19,7 +19,8 @@ class Home:
         self.is_left = False
 
 
-class Recorder(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Recorder:
     """What ``instrument()`` wires together; operations hold the one they started under."""
 
     spans: SpanSource
@@ -38,8 +39,13 @@ class Recorder(NamedTuple):
     #: Hear of events and nothing else; may grow while the recorder is in force.
     listeners: Sequence[Callable[[Event], None]] = ()
     #: What was counted already of what may be asked for again.
-    bills: Bills = Bills()
-    home: Home = Home()
+    bills: Bills = field(default_factory=Bills)
+    home: Home = field(default_factory=Home)
+    #: Those of the sinks that hear when operations begin: most have nothing to do then.
+    starters: tuple[HearsStarts, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starters", tuple(sink for sink in self.sinks if isinstance(sink, HearsStarts)))
 
     def note(self, event: Event) -> None:
         """Tell every sink and listener of something beside operations."""

@@ -1,6 +1,7 @@
 """What is known of one LLM call while it runs, and of any operation once it has finished."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from types import MappingProxyType
@@ -129,8 +130,11 @@ class Event(NamedTuple):
     details: Mapping[str, Any] = MappingProxyType({})
 
 
-class Finished(NamedTuple):
-    """The frozen record of one operation: all that a sink may know.
+@dataclass(slots=True, eq=False)
+class Finished:
+    """The record of one operation: all that a sink may know, and nobody writes to.
+
+    It is not frozen, for that would take as long to make as two sinks take to read it.
 
     On workflows and agents, ``usage`` and ``cost`` add up everything beneath them; on LLM calls they
     are the call's own. ``cost`` is exact USD, None where unknown. ``agent`` and ``workflow`` name the

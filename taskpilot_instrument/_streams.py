@@ -18,7 +18,6 @@ from taskpilot_instrument._collector import is_collecting
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._operation import Operation, abandon
 from taskpilot_instrument._recorder import Recorder
-from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.typing import ChunkReader
 
@@ -40,7 +39,8 @@ class Watch:
     """
 
     __slots__ = (
-        "_body", "_finalizers", "_followers", "_hooked", "hides_usage", "inside", "operation", "reader", "saw", "typed",
+        "_body", "_finalizers", "_followers", "_hooked", "clock", "first_is_due", "hides_usage", "inside", "operation",
+        "reader", "typed",
     )  # fmt: skip
 
     def __init__(self, operation: Operation, reader: ChunkReader, *, hides_usage: bool = False) -> None:
@@ -48,8 +48,8 @@ class Watch:
         self.operation = operation
         self.reader = reader
         self.hides_usage = hides_usage
-        #: Notes one chunk.
-        self.saw = _notes_of(operation, operation.llm, reader.read_chunk)
+        self.clock = operation.recorder.clock.monotonic_ns
+        self.first_is_due = operation.llm.streamed
         #: True while the SDK's iterator runs: what closes the response then is not the consumer.
         self.inside = False
         #: True once parsed chunks are seen; the bytes beneath need no reading then.
@@ -61,13 +61,26 @@ class Watch:
 
     # --- what happens on the stream ---------------------------------------------------------------
 
-    def passed(self, part: bytes) -> None:
-        """Note some bytes of the body."""
+    def saw(self, chunk: Any) -> None:
+        """Note one chunk."""
         try:
-            if self._body is not None:
-                self._body.feed(part)
+            self.operation.last_ns = now = self.clock()
+            if self.first_is_due:
+                self.first_came(now)
+            self.reader.read_chunk(chunk)
         except Exception as error:
             swallow("usage", error)
+
+    def first_came(self, now_ns: int) -> None:
+        """Note when the first chunk came."""
+        self.first_is_due = False
+        if self.operation.llm is not None:
+            self.operation.llm.first_chunk_ns = now_ns
+
+    def passed(self, part: bytes) -> None:
+        """Note some bytes of the body."""
+        if self._body is not None:
+            self._body.feed(part)
 
     def ended(self) -> None:
         """Finish: the stream was read to its end."""
@@ -170,25 +183,6 @@ def _warn_of_missing_usage() -> None:
     )
 
 
-def _notes_of(operation: Operation, llm: LLMCall, read_chunk: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return what is called with each chunk of a stream; a closure, for it runs a thousand times a stream."""
-    clock = operation.recorder.clock.monotonic_ns
-    first_is_due = llm.streamed
-
-    def saw(chunk: Any) -> None:
-        nonlocal first_is_due
-        try:
-            operation.last_ns = now = clock()
-            if first_is_due:
-                first_is_due = False
-                llm.first_chunk_ns = now
-            read_chunk(chunk)
-        except Exception as error:
-            swallow("usage", error)
-
-    return saw
-
-
 def abandon_open_streams(recorder: Recorder) -> None:
     """Finish every stream that is still open under a recorder, as a process does before it exits."""
     for watch in list(_open_watches):
@@ -268,7 +262,9 @@ class _WatchedSync:
 
     def __iter__(self) -> Any:
         watch = watch_of(self)
-        return self._sdk.__iter__() if watch is None else _iterate(watch, self._sdk.__iter__(), watch.saw, self)
+        if watch is None:
+            return self._sdk.__iter__()
+        return _iterate(watch, self._sdk.__iter__(), watch.reader.read_chunk, watch.clock, self)
 
 
 class _WatchedAsync:
@@ -284,7 +280,9 @@ class _WatchedAsync:
 
     def __aiter__(self) -> Any:
         watch = watch_of(self)
-        return self._sdk.__aiter__() if watch is None else _aiterate(watch, self._sdk.__aiter__(), watch.saw, self)
+        if watch is None:
+            return self._sdk.__aiter__()
+        return _aiterate(watch, self._sdk.__aiter__(), watch.reader.read_chunk, watch.clock, self)
 
 
 @functools.lru_cache(_MOST_CLASSES)
@@ -341,13 +339,26 @@ async def _anext(watch: Watch, step: Callable[[], Awaitable[Any]]) -> Any:
             return item
 
 
-def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None], _keep: object) -> Iterator[Any]:
+def _iterate(
+    watch: Watch, source: Iterator[Any], read: Callable[[Any], None], clock: Callable[[], int] | None, _keep: object
+) -> Iterator[Any]:
+    """Pass on what a source yields.
+
+    :param clock: of chunks, whose times count; they are not left to ``saw()``, for there are a thousand in a stream.
+    """
     # Holding the stream: else it would be gone, and the call abandoned, between its last chunk and its end.
-    hides = watch.hides_usage
+    operation, hides = watch.operation, watch.hides_usage
     watch.inside = True
     try:
         for item in source:
-            saw(item)
+            try:
+                if clock is not None:
+                    operation.last_ns = now = clock()
+                    if watch.first_is_due:
+                        watch.first_came(now)
+                read(item)
+            except Exception as error:
+                swallow("usage", error)
             if hides and watch.reader.is_only_usage(item):
                 continue
             watch.inside = False
@@ -366,13 +377,24 @@ def _iterate(watch: Watch, source: Iterator[Any], saw: Callable[[Any], None], _k
 
 
 async def _aiterate(
-    watch: Watch, source: AsyncIterator[Any], saw: Callable[[Any], None], _keep: object
+    watch: Watch,
+    source: AsyncIterator[Any],
+    read: Callable[[Any], None],
+    clock: Callable[[], int] | None,
+    _keep: object,
 ) -> AsyncIterator[Any]:
-    hides = watch.hides_usage
+    operation, hides = watch.operation, watch.hides_usage
     watch.inside = True
     try:
         async for item in source:
-            saw(item)
+            try:
+                if clock is not None:
+                    operation.last_ns = now = clock()
+                    if watch.first_is_due:
+                        watch.first_came(now)
+                read(item)
+            except Exception as error:
+                swallow("usage", error)
             if hides and watch.reader.is_only_usage(item):
                 continue
             watch.inside = False
@@ -394,11 +416,11 @@ async def _aiterate(
 
 def _iter_bytes(watch: Watch, original: Callable[..., Iterator[bytes]], *args: Any, **kwargs: Any) -> Iterator[bytes]:
     source = original(*args, **kwargs)
-    return source if watch.typed else _iterate(watch, source, watch.passed, source)
+    return source if watch.typed else _iterate(watch, source, watch.passed, None, source)
 
 
 def _aiter_bytes(
     watch: Watch, original: Callable[..., AsyncIterator[bytes]], *args: Any, **kwargs: Any
 ) -> AsyncIterator[bytes]:
     source = original(*args, **kwargs)
-    return source if watch.typed else _aiterate(watch, source, watch.passed, source)
+    return source if watch.typed else _aiterate(watch, source, watch.passed, None, source)

@@ -52,13 +52,11 @@ class TokenWatch:
 
     where = "token_limit"
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only what has finished has met a limit."""
-
     def finished(self, record: Finished, /) -> None:
         """Note what limits the call met."""
-        if record.llm is not None and record.operation is not None:
-            watch(record, record.llm, record.operation, record.operation.recorder.note)
+        call, operation = record.llm, record.operation
+        if call is not None and operation is not None:
+            watch(record, call, operation, operation.recorder.note)
 
     def noted(self, event: Event, /) -> None:
         """Do nothing: what is noted comes from here."""

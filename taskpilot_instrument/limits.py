@@ -125,9 +125,6 @@ class TokenLimits:
                     operation.recorder.note(_event(rule.limit, operation, "block", message, why))
                     raise TokenLimitError(message)
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: :meth:`admit` is asked once the request is known."""
-
     def finished(self, record: Finished, /) -> None:
         """Count what a call used, and note where it went beyond a limit."""
         operation, usage = record.operation, record.usage

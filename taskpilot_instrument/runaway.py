@@ -145,9 +145,6 @@ class RunawayDetector:
             run = self._run(operation)
         self._act(operation, run, None)
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only what a call has used tells something."""
-
     def finished(self, record: Finished, /) -> None:
         """Look at what an LLM call used."""
         operation = record.operation

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -139,7 +140,7 @@ class Instrumentation(Answers, Voting):
         """Go on in a forked process: what is under way or counted here is the parent's."""
         before = self._recorder
         before.home.is_left = True
-        self._recorder = before._replace(home=Home())
+        self._recorder = replace(before, home=Home())
         if active() is before:
             activate(self._recorder)
         leave_home()
@@ -299,7 +300,7 @@ class Instrumentation(Answers, Voting):
     ) -> None:
         """Have further parts from the next operation on."""
         before = self._recorder
-        self._recorder = before._replace(gates=before.gates + gates, sinks=(*watchers, *before.sinks, *sinks))
+        self._recorder = replace(before, gates=before.gates + gates, sinks=(*watchers, *before.sinks, *sinks))
         if active() is before:
             activate(self._recorder)
 

@@ -1,6 +1,7 @@
 """Record an LLM call that no patch can see: another provider's client, a gateway, an agent framework's result."""
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -94,7 +95,7 @@ def track_llm_metrics(
     )
     metrics.record_call(record)
     if recorder is not None and metrics in recorder.sinks:
-        _charge(record._replace(ids=around.ids) if around is not None else record, recorder)
+        _charge(replace(record, ids=around.ids) if around is not None else record, recorder)
     watch(record, call, around, recorder.note if recorder is not None and metrics in recorder.sinks else metrics.noted)
     return float(price.usd) if price is not None else None
 

@@ -1,7 +1,7 @@
 """Protocols at the seams: what a sink, a price source and a clock have to offer."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
@@ -34,14 +34,21 @@ class Sink(Protocol):
     #: Short fixed word that names the sink where its errors are counted.
     where: str
 
-    def started(self, operation: "Operation", /) -> None:
-        """Hear that an operation began."""
-
     def finished(self, record: "Finished", /) -> None:
         """Hear that an operation ended."""
 
     def noted(self, event: "Event", /) -> None:
         """Hear of something beside operations."""
+
+
+@runtime_checkable
+class HearsStarts(Protocol):
+    """What a sink has beside that where it does something as operations begin."""
+
+    where: str
+
+    def started(self, operation: "Operation", /) -> None:
+        """Hear that an operation began."""
 
 
 class Gate(Protocol):

@@ -80,7 +80,11 @@ def read_usage(response: object) -> TokenUsage | None:
     :param response: what carries ``usage``, or a ``response`` that does (events of the Responses API).
     :return: None where it carries none, or none that is measured in tokens.
     """
-    fields = fields_of(response)
+    return usage_in(fields_of(response))
+
+
+def usage_in(fields: Fields) -> TokenUsage | None:
+    """Read the usage of a response of which the fields are known."""
     usage = fields.get("usage")
     if not usage:
         inner = fields.get("response")

@@ -1,7 +1,9 @@
 """Finished records by hand, for the tests of whatever reads them."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from decimal import Decimal
+from typing import Any
 
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 
@@ -53,7 +55,7 @@ def finished(
     sampled: bool = True,
 ) -> Finished:
     """Return a record of any kind."""
-    fields = dict.fromkeys(Finished._fields) | {
+    known: dict[str, Any] = {
         "kind": kind,
         "name": name,
         "outcome": outcome,
@@ -69,7 +71,7 @@ def finished(
         "llm": llm,
         "time_to_first_chunk_ns": None if first_chunk_ms is None else int(first_chunk_ms * 1_000_000),
     }
-    return Finished._make(fields.values())
+    return Finished(**dict.fromkeys(each.name for each in fields(Finished)) | known)
 
 
 def workflow_run(name: str = "triage", **fields: object) -> Finished:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import tracemalloc
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_failed_runs_are_paid_by_those_that_succeed(backend: MetricsBackend) -> 
     run = {"model": SMALL, "cost": Decimal("0.02")}
     record(backend, llm_call(cost="0.02"), agent_run(**run), workflow_run(**run))
     record(backend, llm_call(cost="0.02"), agent_run(**run), workflow_run(**run, outcome=Outcome.ERROR))
-    half = workflow_run(**run)._replace(cost_source=COST_PARTIAL)
+    half = replace(workflow_run(**run), cost_source=COST_PARTIAL)
     record(backend, half, workflow_run(model=SMALL, cost=None))
     assert (0.04, 2) == figures(backend).cost_per_successful_run_usd[::3]
     assert (0.02, 2) == figures(backend, agent="PlannerAgent").cost_per_successful_run_usd[::3]

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def play(
         record = workflow_run(outcome=outcome, ms=ms, cost=None if usd is None else Decimal(repr(usd)))
         ids = Ids(f"req-{unit}-{number}", variants=pairs)
         source = COST_PARTIAL if partial else None
-        captured.metrics.finished(record._replace(ids=ids, cost_source=source))
+        captured.metrics.finished(replace(record, ids=ids, cost_source=source))
 
 
 def alike(seed: int, *, rate: float = 0.9) -> Run:
@@ -402,7 +403,7 @@ def test_runs_from_elsewhere_count_without_their_unit(captured: Captured) -> Non
     play(captured, range(50), lambda _variant, _unit: (True, 1.0, 0.1))
     for n in range(50):
         ids = Ids(f"req-{n}", variants=((NAME, "terse"), ("not-known-here", "b"), (NAME, "nonsense")))
-        captured.metrics.finished(workflow_run()._replace(ids=ids))
+        captured.metrics.finished(replace(workflow_run(), ids=ids))
     report = captured.handle.experiment_report(NAME)
     assert (100, 50) == (sum(each.runs for each in report.variants), sum(each.units for each in report.variants))
     assert (NAME,) == captured.handle.experiment_names()
@@ -450,7 +451,7 @@ def test_correctness_is_judged_where_users_answer(captured: Captured) -> None:
     design = design_of(NAME, BOTH, None)
     for n in range(800):
         variant: Assigned = assign(design, n)
-        captured.metrics.finished(workflow_run()._replace(ids=Ids(f"req-{n}", variants=((NAME, variant),))))
+        captured.metrics.finished(replace(workflow_run(), ids=Ids(f"req-{n}", variants=((NAME, variant),))))
         right = chance.random() < (0.9 if variant == "terse" else 0.6)
         captured.metrics.trials.voted([(NAME, variant)], f"req-{n}", right)
     report = captured.handle.experiment_report(NAME)

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -337,7 +338,7 @@ def break_capture(bench: Bench, patch: pytest.MonkeyPatch, error: type[BaseExcep
 
     recorder = _recorder.active()
     assert recorder is not None
-    patch.setattr(_recorder, "_active", recorder._replace(capture=broken))
+    patch.setattr(_recorder, "_active", replace(recorder, capture=broken))
 
 
 def break_transport(bench: Bench, patch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
@@ -380,8 +381,6 @@ FAULTS: dict[str, Fault] = {
     "workflow start, agent start, call start": fault(method(_operation.Operation, "__init__"), "start", "before"),
     "request id factory": fault(method(context, "request_id_factory"), "start", "before"),
     "span open": fault(method(traces.TraceSink, "open_span"), "span"),
-    "metrics sink started": fault(method(metrics.MetricsBackend, "started"), "metric"),
-    "trace sink started": fault(method(traces.TraceSink, "started"), "span"),
     "log sink started": fault(method(logs.LogSink, "started"), "log"),
     "subclass hook": fault(method(decorators, "_wrap_entry"), "subclass"),
     # a call is read
@@ -395,7 +394,7 @@ FAULTS: dict[str, Fault] = {
     "retries and request id": fault(break_transport, "transport"),
     # an answer is read
     "answer": fault(method(_openai_call, "read_response"), "usage"),
-    "usage": fault(method(_openai_response, "read_usage"), "usage"),
+    "usage": fault(method(_openai_response, "usage_in"), "usage"),
     "stream class": fault(method(_openai_call, "watched_class"), "stream"),
     "watch": fault(method(_openai_call, "Watch"), "usage"),
     "hooks on the response": fault(method(_streams.Watch, "hook"), "usage"),

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_off_writes_nothing(target: str | None, capsys: pytest.CaptureFixture[st
     """A sink that is off takes everything and writes nothing."""
     sink = LogSink(target)
     bench = Bench()
-    recorder = bench.recorder._replace(sinks=(sink,))
+    recorder = replace(bench.recorder, sinks=(sink,))
     Operation(recorder, Kind.AGENT, "x").finish(ValueError())
     sink.record_event("e", "error", "CRITICAL", "m")
     sink.close()

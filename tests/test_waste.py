@@ -5,6 +5,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -352,7 +353,7 @@ def test_waste_is_the_exact_sum_over_what_did_not_succeed(calls: list[Any], paus
 
 def test_only_llm_calls_waste() -> None:
     """What a run wasted is the sum of its calls, and is not counted once more."""
-    assert waste_of(llm_call(outcome=Outcome.ERROR)._replace(llm=None)) is None
+    assert waste_of(replace(llm_call(outcome=Outcome.ERROR), llm=None)) is None
 
 
 @pytest.mark.parametrize(("usage", "tokens"), [(TokenUsage(150, None), 150), (TokenUsage(None, 50), 50)])
@@ -366,5 +367,5 @@ def test_tokens_that_nobody_told_are_not_made_up(usage: TokenUsage, tokens: int)
 
 def test_a_cost_that_is_known_in_part_is_a_lower_bound() -> None:
     """The part counts, and the call is among those whose cost is not known."""
-    found = waste_of(llm_call(outcome=Outcome.ERROR, cost="0.5")._replace(cost_source="partial"))
+    found = waste_of(replace(llm_call(outcome=Outcome.ERROR, cost="0.5"), cost_source="partial"))
     assert Waste(attempts=1, calls=1, tokens=200, usd=Decimal("0.5"), unpriced=1) == found

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -89,7 +90,7 @@ _CALLS = st.lists(st.tuples(_CALL, st.integers(0, 3), st.booleans(), st.booleans
 def record_all(backend: MetricsBackend, calls: list[Any]) -> Iterator[Any]:
     """Record calls; yield each."""
     for fields, retries, billable, in_part in calls:
-        record = llm_call(**fields)._replace(cost_source="partial" if in_part else None)
+        record = replace(llm_call(**fields), cost_source="partial" if in_part else None)
         assert record.llm is not None
         record.llm.retries, record.llm.billable = retries, billable
         backend.finished(record)

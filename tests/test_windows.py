@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from metrics_records import SECOND, ManualClock
 
+from taskpilot_instrument import _guard
 from taskpilot_instrument.semconv import NONE, Kind
 from taskpilot_instrument.sinks._names import STATIC
 from taskpilot_instrument.sinks._sketch import Sketch, merged
@@ -56,6 +57,60 @@ def test_a_quiet_process_still_answers() -> None:
     clock.advance(23 * HOUR)
     assert [0, 1] == [count(windows, HOUR), count(windows, 24 * HOUR)]
 
+
+# --- what waits to be counted -----------------------------------------------------------------------
+
+
+def wait(windows: Windows, key: CellKey = KEY) -> None:
+    """Have one run counted some time."""
+
+    def count_one(key: CellKey) -> None:
+        windows.open_cell(key).runs += 1
+
+    windows.wait(count_one, key)
+
+
+def test_what_waits_is_counted_before_anybody_reads() -> None:
+    """A reader sees what was told until then, whichever way it reads."""
+    windows = Windows(ManualClock().clock.monotonic_ns)
+    wait(windows)
+    assert [1, 1] == [count(windows), count(windows, 60)]
+    wait(windows)
+    stretches = windows.stretches(60 * SECOND, 0)
+    assert 2 == sum(bucket.cells[KEY].runs for bucket in stretches[0] if KEY in bucket.cells)
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=150))
+def test_waiting_changes_no_answer(steps: list[tuple[int, bool]]) -> None:
+    """Each run counts in the bucket of its own time, also where that is over by the time it is counted."""
+    clock = ManualClock()
+    windows, at_once = Windows(clock.clock.monotonic_ns), Windows(clock.clock.monotonic_ns)
+    for seconds, other in steps:
+        clock.advance(seconds)
+        key = KEY._replace(workflow="other") if other else KEY
+        wait(windows, key)
+        run(at_once, key)
+    for seconds in (5, 20, 60, HOUR):
+        assert count(at_once, seconds) == count(windows, seconds)
+    assert [list(bucket.cells) for bucket in at_once.select()] == [list(bucket.cells) for bucket in windows.select()]
+
+
+@pytest.mark.usefixtures("swallowing")
+def test_what_cannot_be_counted_keeps_nothing_else_from_it() -> None:
+    """An error in counting is swallowed as any of our own, and what waits beside it is counted."""
+    windows = Windows(ManualClock().clock.monotonic_ns)
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    wait(windows)
+    windows.wait(fail, None)
+    wait(windows)
+    assert 2 == count(windows)
+    assert {"metric": 1} == _guard.swallowed()
+
+
+# --- tiers ------------------------------------------------------------------------------------------
 
 #: Tiers so small that they overflow at once; the last one keeps everything that these tests write.
 TINY = (

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from opentelemetry.context import Context
@@ -159,7 +160,7 @@ class ChatCall(Operation):
     __slots__ = ("_client", "_model", "_streamed", "_told", "response")
 
     def __init__(self, recorder: Recorder, client: Any, model: str | None, *, streamed: bool) -> None:
-        silent = recorder._replace(spans=_NoSpans(), sinks=(), gates=(), controls=None)
+        silent = replace(recorder, spans=_NoSpans(), sinks=(), gates=(), controls=None)
         super().__init__(silent, Kind.LLM, OPERATION_CHAT)
         self._told = recorder
         self._client = client
@@ -232,7 +233,7 @@ def tell_usage(
     # It began with the run that it is all of.
     began = Clock(lambda: run.started_ns, lambda: run.started_at_ns)
     with inside(run):
-        call = Operation(recorder._replace(clock=began), Kind.LLM, OPERATION_CHAT, llm=llm)
+        call = Operation(replace(recorder, clock=began), Kind.LLM, OPERATION_CHAT, llm=llm)
     call.announce()
     call.finish(end_ns=recorder.clock.monotonic_ns())
 

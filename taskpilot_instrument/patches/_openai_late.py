@@ -6,6 +6,7 @@ a response says whether it ran in the background, so that one which was billed e
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from opentelemetry.context import attach, get_current
@@ -135,7 +136,7 @@ class Retrieval(Call):
         here = get_current()
         attach(self._context)
         try:
-            return Operation(recorder._replace(clock=began), Kind.LLM, llm.operation, llm=llm)
+            return Operation(replace(recorder, clock=began), Kind.LLM, llm.operation, llm=llm)
         finally:
             attach(here)
 

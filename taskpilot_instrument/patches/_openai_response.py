@@ -20,7 +20,16 @@ from taskpilot_instrument.semconv import (
     Outcome,
 )
 from taskpilot_instrument.typing import Capture
-from taskpilot_instrument.usage import AUDIO_SECONDS, Beside, Fields, TokenUsage, fields_of, read_usage, seconds_of
+from taskpilot_instrument.usage import (
+    AUDIO_SECONDS,
+    Beside,
+    Fields,
+    TokenUsage,
+    fields_of,
+    read_usage,
+    seconds_of,
+    usage_in,
+)
 
 Failure = tuple[Outcome, str | None]
 
@@ -57,7 +66,7 @@ def read_response(
     """
     fields = fields_of(response)
     _identify(call, fields)
-    call.usage = read_usage(response)
+    call.usage = usage_in(fields)
     failure = None
     if isinstance(choices := fields.get("choices"), list):
         reasons = [_reason(choice) for choice in choices]
@@ -202,20 +211,17 @@ class ChunkedReader:
             # Azure's first chunk tells of its content filter, and not who answers.
             self._is_named = bool(getattr(chunk, "model", None))
             self._first = chunk
-        usage = getattr(chunk, "usage", None)
-        if usage is not None:
+        if getattr(chunk, "usage", None) is not None:
             # Some hosts repeat an empty usage: the last one that says something counts.
             self._usage = read_usage(chunk) or self._usage
             self._service_tier = getattr(chunk, "service_tier", None)
-        choices = getattr(chunk, "choices", None)
-        if choices:
-            for choice in choices:
-                if self._is_chat and getattr(getattr(choice, "delta", None), "refusal", None):
-                    self._refused.add(getattr(choice, "index", 0))
-                if (reason := getattr(choice, "finish_reason", None)) is not None:
-                    is_refusal = reason == _STOP and self._refused and getattr(choice, "index", 0) in self._refused
-                    self._finish_reasons.append(_REFUSAL if is_refusal else reason)
-                    self.complete = True
+        for choice in getattr(chunk, "choices", None) or ():
+            if self._is_chat and getattr(getattr(choice, "delta", None), "refusal", None):
+                self._refused.add(getattr(choice, "index", 0))
+            if (reason := getattr(choice, "finish_reason", None)) is not None:
+                is_refusal = reason == _STOP and self._refused and getattr(choice, "index", 0) in self._refused
+                self._finish_reasons.append(_REFUSAL if is_refusal else reason)
+                self.complete = True
         if self._text is not None:
             self._text.add(chunk)
 

@@ -6,12 +6,13 @@ work. The families are collected together by one collector of ours, which adds w
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.values import MutexValue
 
 from taskpilot_instrument import _forks, semconv
 from taskpilot_instrument._collector import finish_orphans
@@ -98,10 +99,12 @@ class Families(Collector):
 
     :param label_cap: distinct values per label.
     :param said: returns what was written directly by name.
+    :param settle: counts what waits to be counted.
     """
 
-    def __init__(self, label_cap: int, said: Callable[[], Said]) -> None:
+    def __init__(self, label_cap: int, said: Callable[[], Said], settle: Callable[[], None]) -> None:
         self._said = said
+        self._settle = settle
         self._most_children = label_cap * _COMBINATIONS_PER_VALUE
         self.clear()
         self._resolved: dict[str, set[tuple[str, ...]]] = {name: set() for name in _HELP}
@@ -140,6 +143,7 @@ class Families(Collector):
 
     def _collected(self, names: Iterable[str]) -> dict[str, Metric]:
         """Return families as they stand, those of all workers together where these share theirs."""
+        self._settle()
         own = {name: self._counters.get(name) or self._histograms[name] for name in names}
         if not is_shared():
             return {name: next(iter(family.collect())) for name, family in own.items()}
@@ -172,26 +176,45 @@ class Families(Collector):
 def adder(child: Counter) -> Callable[[float], None]:
     """Return what adds to a child of a counter, an amount that is not negative.
 
-    ``inc`` checks both that and the labels each time, which takes as long as the adding.
+    ``inc`` checks both that and the labels each time, which takes as long as the adding. Whoever calls it holds the one
+    lock under which that child is added to.
     """
-    add: Callable[[float], None] = getattr(child, "_value", child).inc
-    return add
+    return _adder(getattr(child, "_value", child))
 
 
-def observer(child: Histogram) -> Callable[[float], None]:
-    """Return what adds a value to a child of a histogram; ``observe`` goes through the buckets one by one."""
+def observer(child: Histogram) -> Callable[..., None]:
+    """Return what adds a value to a child of a histogram; ``observe`` goes through the buckets one by one.
+
+    Whoever calls it holds the one lock under which that child is added to.
+    """
     try:
         bounds: list[float] = child._upper_bounds  # noqa: SLF001 - see above
-        add = child._sum.inc  # noqa: SLF001
-        count = [bucket.inc for bucket in child._buckets]  # noqa: SLF001
+        add = _adder(child._sum)  # noqa: SLF001
+        buckets = child._buckets  # noqa: SLF001
     except AttributeError:
-        return child.observe
+        return lambda value, exemplar=None: child.observe(value, exemplar.labels if exemplar is not None else None)
+    count = [_adder(bucket) for bucket in buckets]
 
-    def observe(value: float) -> None:
+    def observe(value: float, exemplar: Exemplar | None = None) -> None:
+        place = bisect_left(bounds, value)
         add(value)
-        count[bisect_left(bounds, value)](1)
+        count[place](1)
+        if exemplar is not None:
+            buckets[place].set_exemplar(exemplar)
 
     return observe
+
+
+def _adder(number: Any) -> Callable[[float], None]:
+    """Return what adds to a number of prometheus_client's, past its own lock, which takes longest of all."""
+    if type(number) is not MutexValue or type(getattr(number, "_value", None)) is not float:
+        add: Callable[[float], None] = number.inc
+        return add
+
+    def plus(amount: float) -> None:
+        number._value += amount  # noqa: SLF001 - see above
+
+    return plus
 
 
 def _add_said(metric: Metric, family: str, said: Said) -> None:

@@ -1,16 +1,18 @@
 """The hot path: from a finished record to counters, histograms and the window it falls into.
 
-Children are bound once for each combination of labels, so a record costs one dictionary look-up. No lock of ours
-is held while prometheus_client runs, except for money, whose exact sum and counter must move together, and for the
-rest of what a call has wasted.
+Children are bound once for each combination of labels, so a record costs one dictionary look-up.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Final, NamedTuple, TypeVar
+
+from prometheus_client.samples import Exemplar
 
 from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
-from taskpilot_instrument._operation import Operation, current
+from taskpilot_instrument._operation import current
 from taskpilot_instrument._pace import seconds_of_output
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
 from taskpilot_instrument._waste import Lost, Waste, lost_of, waste_of
@@ -21,6 +23,7 @@ from taskpilot_instrument.sinks._families import Families, adder, observer
 from taskpilot_instrument.sinks._trials import Trials
 from taskpilot_instrument.sinks._windows import Cell, CellKey
 from taskpilot_instrument.sinks._workers import open_windows
+from taskpilot_instrument.usage import TokenUsage
 
 #: Bound entries kept; beyond that many combinations an entry is bound anew for each record.
 _MOST_ENTRIES: Final = 10_000
@@ -63,6 +66,15 @@ class _Call(NamedTuple):
     tokens: tuple[Callable[[float], None], ...]
 
 
+#: What is counted of a record, without what would keep the application's objects alive: of a run duration, exemplar,
+#: outcome, what was checked, model and whole cost, and what was lost; of a call outcome, duration, time to the first
+#: chunk, seconds of output, usage, cost, whether that is not (wholly) known, and what was wasted.
+_RunFacts = tuple[_Run, int, Exemplar | None, Outcome, Checked, str | None, Decimal | None, Lost | None]
+_CallFacts = tuple[
+    _Call, Outcome, int | None, int | None, float | None, TokenUsage | None, Decimal | None, bool, Waste | None
+]
+
+
 class Recording:
     """Count, time and price every finished operation, and what is told beside operations.
 
@@ -74,7 +86,7 @@ class Recording:
 
     def __init__(self, monotonic_ns: Callable[[], int], label_cap: int) -> None:
         self.windows = open_windows(monotonic_ns)
-        self.families = Families(label_cap, self.windows.said)
+        self.families = Families(label_cap, self.windows.said, self.windows.settle)
         self._lock = self.windows.lock
         self.trials = Trials(monotonic_ns, self.families)
         #: Calls that were told by hand: the transport has not seen them.
@@ -93,42 +105,45 @@ class Recording:
 
     # --- finished operations --------------------------------------------------------------------
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only finished operations count."""
-
     def finished(self, record: Finished, /) -> None:
-        """Count one finished operation."""
+        """Count one finished operation, at the latest before anybody asks."""
         if record.llm is not None:
             self._finished_call(record, record.llm, record.duration_ns)
             return
         kind, outcome = record.kind, record.outcome
         key = (kind, record.workflow, record.agent, record.name, outcome)
         run = self._runs.get(key) or self._bind_run(record, key)
-        run.add(1)
-        nanoseconds = record.duration_ns
+        exemplar = None
         if kind is Kind.WORKFLOW:
-            run.observe(nanoseconds / 1e9, _exemplar(record))
+            exemplar = _exemplar(record)
             if record.ids.variants:
                 self.trials.finished(record)
-        else:
-            run.observe(nanoseconds / 1e9)
-        if run.cell is not None:
-            with self._lock:
-                cell = self.windows.cell(run.cell)
-                cell.runs += 1
-                if outcome is Outcome.SUCCESS:
-                    cell.successes += 1
-                else:
-                    cell.lose(outcome, lost_of(record))
-                if record.checked is Checked.YES:
-                    cell.checked += 1
-                elif record.checked is Checked.FAILED:
-                    cell.check_failed += 1
-                cell.latency.add(nanoseconds / 1e6)
-                if record.model is not None and record.cost is not None and record.cost_source != COST_PARTIAL:
-                    model = self.families.labels.admit(semconv.MODEL, record.model)
-                    ended = self.windows.cell(CellKey(Kind.LLM, run.cell.workflow, run.cell.agent, model))
-                    ended.of_calls().run(record.cost, won=outcome is Outcome.SUCCESS)
+        known = record.model if record.cost_source != COST_PARTIAL else None
+        lost = None if outcome is Outcome.SUCCESS or run.cell is None else lost_of(record)
+        facts = (run, record.duration_ns, exemplar, outcome, record.checked, known, record.cost, lost)
+        self.windows.wait(self._count_run, facts)
+
+    def _count_run(self, facts: _RunFacts) -> None:
+        run, nanoseconds, exemplar, outcome, checked, model, cost, lost = facts
+        run.add(1)
+        run.observe(nanoseconds / 1e9, exemplar)
+        if run.cell is None:
+            return
+        cell = self.windows.open_cell(run.cell)
+        cell.runs += 1
+        if outcome is Outcome.SUCCESS:
+            cell.successes += 1
+        elif lost is not None:
+            cell.lose(outcome, lost)
+        if checked is Checked.YES:
+            cell.checked += 1
+        elif checked is Checked.FAILED:
+            cell.check_failed += 1
+        cell.latency.add(nanoseconds / 1e6)
+        if model is not None and cost is not None:
+            model = self.families.labels.admit(semconv.MODEL, model)
+            ended = self.windows.open_cell(CellKey(Kind.LLM, run.cell.workflow, run.cell.agent, model))
+            ended.of_calls().run(cost, won=outcome is Outcome.SUCCESS)
 
     def record_call(self, record: Finished) -> None:
         """Count an LLM call that nobody timed: its latency is unknown, not zero."""
@@ -141,11 +156,20 @@ class Recording:
         outcome, usage, cost = record.outcome, record.usage, record.cost
         key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
         bound = self._calls.get(key) or self._bind_call(key)
+        # What is known in part is spent, but not known.
+        unpriced = (llm.billable or usage is not None) if cost is None else record.cost_source == COST_PARTIAL
+        lost = None if outcome is Outcome.SUCCESS and not llm.retries else waste_of(record)
+        wrote = None if nanoseconds is None else seconds_of_output(record)
+        waited = record.time_to_first_chunk_ns
+        facts = (bound, outcome, nanoseconds, waited, wrote, usage, cost, unpriced, lost)
+        self.windows.wait(self._count_call, facts)
+
+    def _count_call(self, facts: _CallFacts) -> None:
+        bound, outcome, nanoseconds, waited, wrote, usage, cost, unpriced, lost = facts
         cell_key, payer, problem, add_call, observe, observe_first_chunk, tokens = bound
         add_call(1)
         if nanoseconds is not None:
             observe(nanoseconds / 1e9)
-        waited = record.time_to_first_chunk_ns
         if waited is not None:
             observe_first_chunk(waited / 1e9)
         given = made = cached = 0
@@ -154,35 +178,31 @@ class Recording:
                 if count:
                     add_tokens(count)
             given, made, cached = usage.input_tokens or 0, usage.output_tokens or 0, usage.cached_tokens
-        # What is known in part is spent, but not known.
-        unpriced = (llm.billable or usage is not None) if cost is None else record.cost_source == COST_PARTIAL
         if unpriced:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
-        lost = None if outcome is Outcome.SUCCESS and not llm.retries else waste_of(record)
-        with self._lock:
-            cell = self.windows.cell(cell_key)
-            calls = cell.calls or cell.of_calls()
-            cell.runs += 1
-            if outcome is Outcome.SUCCESS:
-                cell.successes += 1
-            else:
-                calls.fail(problem)
-                cell.lose(outcome, _ONE)
-            if lost is not None:
-                cell.wasted = cell.wasted.plus(lost)
-                self._count_waste(payer, outcome, lost)
-            cell.unpriced += unpriced
-            if cost is not None:
-                cell.priced += not unpriced
-                cell.cost = add(cell.cost, cost)
-                calls.spend(cost, whole=not unpriced)
-                (self._spends.get(payer) or self._bind_spend(semconv.M_LLM_COST, payer)).add(cost)
-            cell.input_tokens += given
-            cell.output_tokens += made
-            calls.cached_tokens += cached
-            calls.time(None if nanoseconds is None else seconds_of_output(record), waited, made)
-            if nanoseconds is not None:
-                cell.latency.add(nanoseconds / 1e6)
+        cell = self.windows.open_cell(cell_key)
+        calls = cell.calls or cell.of_calls()
+        cell.runs += 1
+        if outcome is Outcome.SUCCESS:
+            cell.successes += 1
+        else:
+            calls.fail(problem)
+            cell.lose(outcome, _ONE)
+        if lost is not None:
+            cell.wasted = cell.wasted.plus(lost)
+            self._count_waste(payer, outcome, lost)
+        cell.unpriced += unpriced
+        if cost is not None:
+            cell.priced += not unpriced
+            cell.cost = add(cell.cost, cost)
+            calls.spend(cost, whole=not unpriced)
+            (self._spends.get(payer) or self._bind_spend(semconv.M_LLM_COST, payer)).add(cost)
+        cell.input_tokens += given
+        cell.output_tokens += made
+        calls.cached_tokens += cached
+        calls.time(wrote, waited, made)
+        if nanoseconds is not None:
+            cell.latency.add(nanoseconds / 1e6)
 
     def _count_waste(self, payer: tuple[str, str], outcome: Outcome, lost: Waste) -> None:
         """Count what a call wasted, in series that there are only where something was; the caller holds the lock."""
@@ -300,7 +320,8 @@ class Recording:
         """
         agent = self.families.labels.admit(semconv.AGENT, agent)
         verdict = semconv.VERDICT_CORRECT if correct else semconv.VERDICT_INCORRECT
-        adder(self.families.counter(semconv.M_FEEDBACK, verdict, agent))(-1)
+        child: Any = self.families.counter(semconv.M_FEEDBACK, verdict, agent)
+        getattr(child, "_value", child).inc(-1)
         with self._lock:
             cell = self._verdicts_of(agent, workflow)
             if correct:
@@ -343,11 +364,10 @@ class Recording:
             Kind.WORKFLOW: CellKey(kind, workflow, NONE, NONE),
             Kind.AGENT: CellKey(kind, workflow, agent, NONE),
         }
-        timed = self.families.histogram(duration, *labels)
         run = _Run(
             cells.get(kind),
             adder(self.families.counter(runs, *labels, str(record.outcome))),
-            timed.observe if kind is Kind.WORKFLOW else observer(timed),  # only the former takes an exemplar
+            observer(self.families.histogram(duration, *labels)),
         )
         return _keep(self._runs, key, run, (record.name, name), (record.agent, agent), (record.workflow, workflow))
 
@@ -392,10 +412,12 @@ def _keep(kept: dict[_Raw, Entry], key: _Raw, entry: Entry, *labels: tuple[str |
     return entry
 
 
-def _exemplar(record: Finished) -> dict[str, str] | None:
+def _exemplar(record: Finished) -> Exemplar | None:
     """Return the trace to look at, where there will be one."""
     context = record.span.get_span_context()
-    return {"trace_id": f"{context.trace_id:032x}"} if context.trace_flags.sampled else None
+    if not context.trace_flags.sampled:
+        return None
+    return Exemplar({"trace_id": f"{context.trace_id:032x}"}, record.duration_ns / 1e9, time.time())
 
 
 def _require(what: str, value: Any, allowed: tuple[str, ...]) -> None:

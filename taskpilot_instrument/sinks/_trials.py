@@ -131,10 +131,10 @@ class Trials:
     def _count(self, record: Finished, experiment: str, variant: str) -> None:
         key = (experiment, variant, record.outcome)
         bound = self._bound.get(key) or self._bind(key)
-        bound.add(1)
-        bound.observe(record.duration_ns / 1e9)
         cost, whole, won = record.cost, record.cost_source != COST_PARTIAL, record.outcome is Outcome.SUCCESS
         with self.lock:
+            bound.add(1)
+            bound.observe(record.duration_ns / 1e9)
             _count_run(self.windows.cell(bound.cell), won, cost, whole, record.duration_ns)
             if cost:
                 self._spend(bound.spend).add(cost)

@@ -105,6 +105,8 @@ class SharedWindows(Windows):
     :param now_s: seconds since 1970, the same for all processes.
     """
 
+    most_waiting = 1
+
     def __init__(self, now_ns: Callable[[], int], shelf: Shelf, now_s: Callable[[], float] = time) -> None:
         self._shelf = shelf
         self._now_s = now_s
@@ -132,11 +134,11 @@ class SharedWindows(Windows):
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def cell(self, key: CellKey) -> Cell:
-        """Return the cell of this moment for ``key``; it is read when the lock is left."""
+    def open_cell(self, key: CellKey) -> Cell:
+        """Return the cell for ``key`` in the open bucket; it is read when the lock is left."""
         if key not in self._slots and len(self._slots) >= _MOST_SLOTS:
             key = CellKey(key.kind, OTHER, OTHER, OTHER)
-        cell = super().cell(key)
+        cell = super().open_cell(key)
         if self._finest.open.cells.get(key) is not cell:
             key = CellKey(key.kind, OTHER, OTHER, OTHER)
         if type(cell.latency) is Sketch:

@@ -17,6 +17,7 @@ from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import NONE, Kind
 from taskpilot_instrument.sinks._aliases import Aliases, Figure, distribution
 from taskpilot_instrument.sinks._custom import CustomCounter, CustomHistogram, Customs, warn_of_slip
+from taskpilot_instrument.sinks._families import observer
 from taskpilot_instrument.sinks._figures import Figures, figures, golden_sample, latency, waste_by_agent
 from taskpilot_instrument.sinks._names import DIMENSIONS, HISTOGRAMS, STATIC, Node, names_with, parse
 from taskpilot_instrument.sinks._recording import Recording
@@ -146,8 +147,9 @@ class MetricsBackend(Recording):
             raise ConfigurationError(f"{name!r} is a counter: use increment_counter()")
         kind = Kind.AGENT if node.at else Kind.WORKFLOW
         who = self.families.labels.admit(semconv.AGENT, node.at[0]) if node.at else NONE
-        self.families.histogram(node.family, who).observe(number / 1000)
+        observe = observer(self.families.histogram(node.family, who))
         with self._lock:
+            observe(number / 1000)
             self.windows.cell(CellKey(kind, NONE, who, NONE)).latency.add(number)
 
     # --- reading by name ------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from opentelemetry.metrics import Counter, Histogram, MeterProvider
 from opentelemetry.trace import set_span_in_context
 
 from taskpilot_instrument import semconv as names
-from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.sinks._families import Labels
 from taskpilot_instrument.usage import TokenUsage
@@ -59,9 +58,6 @@ class OtelMetricsSink:
         self._spent: dict[str, Counter] = {
             name: meter.create_counter(name, _TOKENS, description) for name, description in _USAGE.items()
         }
-
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only finished calls are measured."""
 
     def noted(self, event: Event, /) -> None:
         """Do nothing: the conventions have no metric for it."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from taskpilot_instrument import _forks, semconv
-from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument.redaction import capture_text
 from taskpilot_instrument.semconv import Kind, Outcome
@@ -48,9 +47,6 @@ class Ring:
         self.version += 1
 
     # --- as a sink --------------------------------------------------------------------------------
-
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: what runs is not shown before it ends."""
 
     def finished(self, record: Finished, /) -> None:
         """Keep one span of a run, and the run once it is over."""

@@ -25,6 +25,7 @@ from taskpilot_instrument._records import Event, Finished, LLMCall
 from taskpilot_instrument.context import experiments_of
 from taskpilot_instrument.redaction import capture_text, redactor
 from taskpilot_instrument.semconv import Kind, Outcome
+from taskpilot_instrument.sinks._span_start import watched_start
 from taskpilot_instrument.usage import Beside, TokenUsage
 
 _MESSAGE_LIMIT: Final = 512
@@ -60,30 +61,21 @@ class TraceSink:
         self._content = content_on_spans
         self._events = content_on_events
         self._redact = redactor(redact)
+        self._is_watched = watched_start(tracer)
 
     def open_span(self, operation: Operation, context: Context, /) -> Span:
         """Return the started span of an operation, with the tags that a sampler may want."""
-        kind, name = operation.kind, operation.name
-        tags: dict[str, Any] = {names.AGENT: operation.agent_name} if operation.agent_name is not None else {}
-        span_kind = SpanKind.INTERNAL
-        if operation.llm is not None:
-            span_kind = SpanKind.CLIENT
-            name = _llm_tags(tags, operation.llm)
-        else:
-            tags[names.GEN_AI_OPERATION_NAME] = _OPERATION_NAMES[kind]
-            if kind is Kind.WORKFLOW:
-                tags[names.WORKFLOW] = name
-                name = names.SPAN_WORKFLOW
-            elif kind is Kind.AGENT:
-                name += names.SPAN_AGENT_SUFFIX
-            else:
-                tags[names.TOOL] = name
-        return self._tracer.start_span(
-            name, context, kind=span_kind, attributes=tags, start_time=operation.started_at_ns
+        is_watched = self._is_watched()
+        span = self._tracer.start_span(
+            _name_of(operation),
+            context,
+            SpanKind.INTERNAL if operation.llm is None else SpanKind.CLIENT,
+            _first_tags(operation) if is_watched else None,
+            start_time=operation.started_at_ns,
         )
-
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: the span is open already."""
+        if not is_watched and span.is_recording():
+            set_tags(span, _first_tags(operation))
+        return span
 
     def finished(self, record: Finished, /) -> None:
         """Write the tags of a finished operation and end its span."""
@@ -138,18 +130,19 @@ class TraceSink:
         span.end()
 
     def _tags(self, record: Finished) -> dict[str, Any]:
-        ids, usage, llm = record.ids, record.usage, record.llm
+        usage, llm = record.usage, record.llm
+        request_id, session_id, user_id, variants = record.ids
         tags: dict[str, Any] = {
-            names.REQUEST_ID: ids.request_id,
+            names.REQUEST_ID: request_id,
             names.LATENCY_MS: record.duration_ns / 1e6,
             names.OUTCOME: str(record.outcome),
         }
-        if ids.session_id is not None:
-            tags[names.SESSION_ID] = ids.session_id
-        if ids.user_id is not None:
-            tags[names.USER_ID] = ids.user_id
-        if ids.variants:
-            tags[names.EXPERIMENT], tags[names.VARIANT] = experiments_of(ids)
+        if session_id is not None:
+            tags[names.SESSION_ID] = session_id
+        if user_id is not None:
+            tags[names.USER_ID] = user_id
+        if variants:
+            tags[names.EXPERIMENT], tags[names.VARIANT] = experiments_of(record.ids)
         if usage is not None:
             _usage_tags(tags, usage, record.kind)
         if record.cost is not None:
@@ -202,16 +195,17 @@ def _stack_of(error: BaseException) -> str:
 
 
 def _usage_tags(tags: dict[str, Any], usage: TokenUsage, kind: Kind) -> None:
-    if usage.input_tokens is not None:
-        tags[names.INPUT_TOKENS] = usage.input_tokens
-    if usage.output_tokens is not None:
-        tags[names.OUTPUT_TOKENS] = usage.output_tokens
-    if kind is Kind.WORKFLOW:  # the conventions have usage on calls and agents; once more, and it is billed again
-        return
-    if usage.input_tokens is not None:
-        tags[names.GEN_AI_USAGE_INPUT_TOKENS] = usage.input_tokens
-    if usage.output_tokens is not None:
-        tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = usage.output_tokens
+    # The conventions have usage on calls and agents; once more, and it is billed again.
+    told_twice = kind is not Kind.WORKFLOW
+    given, made = usage.input_tokens, usage.output_tokens
+    if given is not None:
+        tags[names.INPUT_TOKENS] = given
+        if told_twice:
+            tags[names.GEN_AI_USAGE_INPUT_TOKENS] = given
+    if made is not None:
+        tags[names.OUTPUT_TOKENS] = made
+        if told_twice:
+            tags[names.GEN_AI_USAGE_OUTPUT_TOKENS] = made
 
 
 def set_tags(span: Span, tags: dict[str, Any]) -> None:
@@ -221,16 +215,13 @@ def set_tags(span: Span, tags: dict[str, Any]) -> None:
     construction, so where the SDK's own container is found as expected they go in as they are.
     """
     attributes = getattr(span, "_attributes", None)
-    if (
-        _CONTAINER_IS_KNOWN
-        and type(attributes) is BoundedAttributes
-        and attributes.max_value_len is None
-        and (attributes.maxlen is None or len(attributes) + len(tags) <= attributes.maxlen)
-    ):
-        with attributes._lock:  # noqa: SLF001 - see above
-            attributes._dict.update(tags)  # noqa: SLF001
-    else:
-        span.set_attributes(tags)
+    if _CONTAINER_IS_KNOWN and type(attributes) is BoundedAttributes and attributes.max_value_len is None:
+        held, most = attributes._dict, attributes.maxlen  # noqa: SLF001 - see above
+        if most is None or len(held) + len(tags) <= most:
+            with attributes._lock:  # noqa: SLF001
+                held.update(tags)
+            return
+    span.set_attributes(tags)
 
 
 def _container_is_known() -> bool:
@@ -248,16 +239,31 @@ _CONTAINER_IS_KNOWN: Final = _container_is_known()
 _FAILED: Final = frozenset({Outcome.ERROR, Outcome.BLOCKED})
 
 
-def _llm_tags(tags: dict[str, Any], call: LLMCall) -> str:
-    """Add the tags that are known before an LLM call is sent; return the span's name."""
+def _name_of(operation: Operation) -> str:
+    call, kind = operation.llm, operation.kind
+    if call is not None:
+        return call.operation if call.model is None else f"{call.operation} {call.model}"
+    if kind is Kind.WORKFLOW:
+        return names.SPAN_WORKFLOW
+    return operation.name + names.SPAN_AGENT_SUFFIX if kind is Kind.AGENT else operation.name
+
+
+def _first_tags(operation: Operation) -> dict[str, Any]:
+    """Return the tags that are known before an operation has begun."""
+    call, kind = operation.llm, operation.kind
+    tags: dict[str, Any] = {names.AGENT: operation.agent_name} if operation.agent_name is not None else {}
+    if call is None:
+        tags[names.GEN_AI_OPERATION_NAME] = _OPERATION_NAMES[kind]
+        if kind is not Kind.AGENT:
+            tags[names.WORKFLOW if kind is Kind.WORKFLOW else names.TOOL] = operation.name
+        return tags
     tags[names.GEN_AI_OPERATION_NAME] = call.operation
     tags[names.GEN_AI_PROVIDER_NAME] = call.provider
     if call.server_address is not None:
         tags[names.SERVER_ADDRESS] = call.server_address
-    if call.model is None:
-        return call.operation
-    tags[names.GEN_AI_REQUEST_MODEL] = call.model
-    return f"{call.operation} {call.model}"
+    if call.model is not None:
+        tags[names.GEN_AI_REQUEST_MODEL] = call.model
+    return tags
 
 
 def _run_tags(tags: dict[str, Any], record: Finished) -> None:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -124,7 +125,7 @@ def ask_budgets() -> Callable[[], object]:
     recorder, last = in_force(), Last()
     llm = LLMCall(semconv.OPERATION_CHAT, "gpt-4o-mini", base_url="https://api.openai.com/v1")
     llm.usage, llm.billable = TokenUsage(150, 50), True
-    operation = Operation(recorder._replace(sinks=(last,)), semconv.Kind.LLM, "chat gpt-4o-mini", llm=llm)
+    operation = Operation(replace(recorder, sinks=(last,)), semconv.Kind.LLM, "chat gpt-4o-mini", llm=llm)
     operation.finish()
     record, spending = last.record, next(sink for sink in recorder.sinks if sink.where == "budget")
 
