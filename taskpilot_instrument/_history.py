@@ -14,9 +14,8 @@ from uuid import uuid4
 from taskpilot_instrument import _forks
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
-from taskpilot_instrument._waste import waste_of
+from taskpilot_instrument._waste import Lost, lost_of, waste_of
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind, Outcome
 from taskpilot_instrument.sinks._recording import is_violation
@@ -68,6 +67,8 @@ class _Run(NamedTuple):
     outcome: Outcome
     duration_ns: int
     checked: Checked
+    #: What it came to, where it did not succeed.
+    lost: Lost | None
 
     def link(self) -> RunLink:
         """Return what feedback has to know of it."""
@@ -104,6 +105,9 @@ def _run_figures(run: _Run) -> tuple[str, dict[str, int]]:
         figures[hourly.CHECKED] = 1
     elif run.checked is Checked.FAILED:
         figures[hourly.CHECK_FAILED] = 1
+    if run.lost is not None:
+        figures[f"{hourly.LOST}{run.outcome}"] = to_pico(run.lost.usd)
+        figures[f"{hourly.LOST_UNPRICED}{run.outcome}"] = run.lost.unpriced
     return hourly.of_run(run.workflow), figures
 
 
@@ -166,9 +170,6 @@ class History:
 
     # --- as a sink --------------------------------------------------------------------------------
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: only what is finished is history."""
-
     def finished(self, record: Finished, /) -> None:
         """Remember a run, and count a run or call."""
         llm, seen = record.llm, self._seen
@@ -194,6 +195,7 @@ class History:
                         self._epoch_ns(), record.ids.request_id, context.trace_id, context.span_id, record.workflow,
                         agent, record.model, record.ids.variants, record.started_at_ns, record.outcome,
                         record.duration_ns, record.checked,
+                        None if record.outcome is Outcome.SUCCESS else lost_of(record),
                     ),
                 )
             )  # fmt: skip

@@ -40,6 +40,9 @@ OUTCOME: Final = "outcome:"
 BUCKET: Final = "le:"
 #: Of calls, the type of an error.
 ERROR: Final = "error:"
+#: What runs that did not succeed came to, by outcome: their cost, and how many have one that is not wholly known.
+LOST: Final = "lost:"
+LOST_UNPRICED: Final = "lost_unpriced:"
 #: Of violations, the policy.
 POLICY: Final = "policy:"
 

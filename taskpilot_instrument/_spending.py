@@ -157,9 +157,6 @@ class Spending:
 
     # --- after the call ---------------------------------------------------------------------------
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing: calls are asked about by :meth:`admit`."""
-
     def noted(self, event: Event, /) -> None:
         """Do nothing."""
 

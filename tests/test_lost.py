@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
@@ -65,6 +66,21 @@ def test_all_that_was_spent_in_them_counts(captured: Captured) -> None:
     assert (float(COST * 9), 0.0) == (signals.total_cost_usd, signals.wasted_cost_usd)
     assert "1 of 4 runs, 2 failed, 1 blocked" in str(signals)
     assert "$0.000210 in failed runs, $0.0000525 in blocked runs" in str(signals)
+
+
+def test_reports_have_it() -> None:
+    """A report from the ledger tells what was spent in runs without success, exactly, and where that is the least."""
+    with capture(ledger="memory"):
+        for outcome, calls in (("success", 4), ("error", 3), ("cancelled", 1), ("blocked", 1)):
+            run(outcome, calls)
+        later = datetime.now(UTC) + timedelta(hours=1)  # the running hour is left out
+        told = tp.report("week", end=datetime.now(UTC).date(), now=later).figures["lost_cost_usd"]
+        assert (COST * 5, False) == (told.value, told.is_lower_bound)
+        with suppress(ConnectionError), tp.workflow("triage"):
+            spend("no-such-model")
+            end("error")
+        told = tp.report("month", end=datetime.now(UTC).date(), now=later).figures["lost_cost_usd"]
+        assert (COST * 5, True) == (told.value, told.is_lower_bound)
 
 
 @given(

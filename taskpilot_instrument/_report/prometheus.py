@@ -21,7 +21,7 @@ _PICO: Final = 10**12
 #: What no family tells.
 LACKS: Final = frozenset(
     {
-        hourly.CHECKED, hourly.CHECK_FAILED, hourly.PRICED, hourly.WASTED_CALLS, hourly.WASTED_UNPRICED,
+        hourly.CHECKED, hourly.CHECK_FAILED, hourly.LOST, hourly.PRICED, hourly.WASTED_CALLS, hourly.WASTED_UNPRICED,
     }
 )  # fmt: skip
 _TOKENS: Final = {str(semconv.TokenKind.INPUT): hourly.INPUT, str(semconv.TokenKind.OUTPUT): hourly.OUTPUT}

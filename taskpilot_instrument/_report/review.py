@@ -46,7 +46,7 @@ REVIEWS: Final = {
         "Weekly review",
         {
             "Golden signals": _GOLDEN,
-            "Cost": ("total_cost_usd", "wasted_cost_usd", "waste_percent", "unpriced_calls"),
+            "Cost": ("total_cost_usd", "lost_cost_usd", "wasted_cost_usd", "waste_percent", "unpriced_calls"),
             "Latency and errors": (
                 "runs", "failed_runs", "mean_latency_ms", "llm_calls", "llm_success_rate", "retries",
             ),
@@ -59,7 +59,8 @@ REVIEWS: Final = {
         {
             "Golden signals": _GOLDEN,
             "Cost and efficiency": (
-                "total_cost_usd", "runs", "tokens_per_run", "waste_percent", "wasted_cost_usd", "cost_coverage_percent",
+                "total_cost_usd", "runs", "tokens_per_run", "lost_cost_usd", "waste_percent", "wasted_cost_usd",
+                "cost_coverage_percent",
             ),
             "Quality and safety": (
                 "failed_runs", "feedback", "feedback_per_100_runs", "policy_violations", "guardrail_blocks",

@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._fleet import quantile
+from taskpilot_instrument._money import total
 from taskpilot_instrument._report.figures import Counts, Figures, named
-from taskpilot_instrument._waste import Waste, WasteInMetrics
+from taskpilot_instrument._waste import NOTHING_LOST, Lost, Waste, WasteInMetrics
 from taskpilot_instrument.golden import GoldenSignals, of_sample
 from taskpilot_instrument.semconv import (
     DURATION_BUCKETS,
@@ -29,6 +30,7 @@ PERCENT: Final = "percent"
 MS: Final = "ms"
 USD: Final = "usd"
 COUNT: Final = "count"
+_OUTCOMES: Final = frozenset(map(str, Outcome))
 _SUCCESS: Final = f"{hourly.OUTCOME}{Outcome.SUCCESS}"
 
 
@@ -135,6 +137,11 @@ def _coverage(facts: Facts) -> Value:
     return None if share is None else 100 * share
 
 
+def _lost(facts: Facts) -> Value:
+    lost = facts.sample.lost
+    return None if lost is None else total(each.usd for each in lost.values())
+
+
 def _wasted(facts: Facts) -> Value:
     return None if facts.sample.wasted is None else facts.sample.wasted.usd
 
@@ -171,6 +178,7 @@ DEFINITIONS: Final = {
             "waste_percent", "wasted share of the cost", PERCENT, lambda f: _signals.waste(f.sample), _calls, -1,
             hourly.WASTED,
         ),
+        Definition("lost_cost_usd", "spent in runs without success", USD, _lost, None, 0, hourly.LOST),
         Definition("retries", "retried requests", COUNT, _of_calls(hourly.RETRIES), None, 0, hourly.RETRIES),
         Definition("unpriced_calls", "calls of unknown cost", COUNT, _of_calls(hourly.UNPRICED)),
         Definition(
@@ -179,7 +187,7 @@ DEFINITIONS: Final = {
     )
 }  # fmt: skip
 #: Lower bounds where the cost of some calls is not known.
-OF_COST: Final = frozenset({G_COST_PER_TASK, "total_cost_usd"})
+OF_COST: Final = frozenset({G_COST_PER_TASK, "total_cost_usd", "lost_cost_usd"})
 
 
 def facts_of(figures: Figures) -> Facts | None:
@@ -208,6 +216,7 @@ def facts_of(figures: Figures) -> Facts | None:
         check_failed=count(runs, hourly.CHECK_FAILED),
         wasted=None if hourly.WASTED in lacks else _waste(calls, lacks),
         p95_bounds_ms=bounds,
+        lost=None if hourly.LOST in lacks else _lost_by_outcome(runs),
     )
     return Facts(runs, calls, whole, of_sample(whole, None, None, None, None), lacks)
 
@@ -217,6 +226,15 @@ def value_of(definition: Definition, facts: Facts | None) -> Value:
     if facts is None or definition.needs in facts.lacks:
         return None
     return definition.of(facts)
+
+
+def _lost_by_outcome(runs: Counts) -> dict[Outcome, Lost]:
+    found: dict[Outcome, Lost] = {}
+    for name, pico in named(runs, hourly.LOST):
+        count, unpriced = (round(runs.get(f"{of}{name}", 0)) for of in (hourly.OUTCOME, hourly.LOST_UNPRICED))
+        outcome = Outcome(name) if name in _OUTCOMES else Outcome.ERROR  # beyond a number of names they share one
+        found[outcome] = found.get(outcome, NOTHING_LOST).plus(Lost(count, to_usd(round(pico)), unpriced))
+    return found
 
 
 def _waste(calls: Counts, lacks: frozenset[str]) -> Waste | WasteInMetrics:

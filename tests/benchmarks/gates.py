@@ -109,9 +109,6 @@ class Last:
     where = "last"
     record: Finished
 
-    def started(self, operation: Operation, /) -> None:
-        """Do nothing."""
-
     def finished(self, record: Finished, /) -> None:
         """Keep it."""
         self.record = record
