@@ -113,9 +113,9 @@ def _run_figures(run: _Run) -> tuple[str, dict[str, int]]:
 
 def _call_figures(call: _Call) -> tuple[str, dict[str, int]]:
     """Return under which key an LLM call counts, and its figures."""
-    figures = {
-        hourly.CALLS: 1, f"{hourly.OUTCOME}{call.outcome}": 1, hourly.MICROSECONDS: call.duration_ns // 1000,
-    }  # fmt: skip
+    figures = {hourly.CALLS: 1, f"{hourly.OUTCOME}{call.outcome}": 1}
+    if call.duration_ns:  # nobody times what is only told afterwards
+        figures |= {hourly.TIMED: 1, hourly.MICROSECONDS: call.duration_ns // 1000}
     usage, lost = call.usage, waste_of(call)
     if usage is not None:
         figures |= {hourly.INPUT: usage.input_tokens or 0, hourly.OUTPUT: usage.output_tokens or 0}

@@ -20,6 +20,8 @@ VIOLATIONS: Final = "violations"
 GUARDRAIL_BLOCKS: Final = "guardrail_blocks"
 # Under an agent and a model:
 CALLS: Final = "calls"
+#: Calls of which it is known how long they took.
+TIMED: Final = "timed"
 COST: Final = "cost"
 #: Of calls that may be billed: those whose cost is wholly known, and those of which it is not.
 PRICED: Final = "priced"

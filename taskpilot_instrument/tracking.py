@@ -27,6 +27,8 @@ _USUAL: Final = frozenset({"standard", "global", "not_available", ""})
 
 _log: Final = logging.getLogger("taskpilot_instrument")
 _MOST_WARNINGS: Final = 100
+#: Sinks for which it matters what a call cost, and not when it was.
+_HEAR: Final = frozenset({"budget", "history"})
 
 
 def track_llm_metrics(
@@ -95,7 +97,7 @@ def track_llm_metrics(
     )
     metrics.record_call(record)
     if recorder is not None and metrics in recorder.sinks:
-        _charge(replace(record, ids=around.ids) if around is not None else record, recorder)
+        _tell(replace(record, ids=around.ids) if around is not None else record, recorder)
     watch(record, call, around, recorder.note if recorder is not None and metrics in recorder.sinks else metrics.noted)
     return float(price.usd) if price is not None else None
 
@@ -111,10 +113,10 @@ def _warn_of_no_usage(given: str, agent: str) -> None:
     )
 
 
-def _charge(record: Finished, recorder: Recorder) -> None:
-    """Tell the budgets, which are told of patched calls like any other sink."""
+def _tell(record: Finished, recorder: Recorder) -> None:
+    """Tell budgets and history, which hear of patched calls like any other sink."""
     for sink in recorder.sinks:
-        if sink.where == "budget":
+        if sink.where in _HEAR:
             try:
                 sink.finished(record)
             except Exception as error:

@@ -75,6 +75,26 @@ def test_checks_blocks_and_policies_are_kept() -> None:
     assert (2, 2, 1, 1, 1, 1) == tuple(found[name] for name in names)
 
 
+def test_tracked_calls_are_in_the_figures() -> None:
+    """A call that no patch has seen is in the ledger as it is in the metrics; only how long it took nobody knows."""
+    answer = {"model": "gpt-4o-mini", "usage": {"prompt_tokens": 150, "completion_tokens": 50}}
+    ledger = open_ledger("memory")
+    with capture(ledger=ledger) as captured:
+        assert 0.0000525 == tp.track_llm_metrics(answer, "Planner", captured.metrics)
+        assert 0.0000525 == captured.metrics.get_counter("llm.cost.agent.Planner")
+    (found,) = ledger.rollups(0, 1e12)
+    assert "agent=Planner|model=gpt-4o-mini" == found.key
+    expected = {
+        "calls": 1,
+        "outcome:success": 1,
+        "input_tokens": 150,
+        "output_tokens": 50,
+        "cost": 52_500_000,
+        "priced": 1,
+    }
+    assert expected == found.figures
+
+
 class LosesAnswers:
     """A ledger whose answers to the first additions are lost after they were made."""
 

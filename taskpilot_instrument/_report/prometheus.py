@@ -73,6 +73,10 @@ def _take_call_seconds(figures: Figures, labels: Labels, seconds: float) -> None
     _call(figures, labels, {hourly.MICROSECONDS: seconds * 1e6})
 
 
+def _take_timed_calls(figures: Figures, labels: Labels, count: float) -> None:
+    _call(figures, labels, {hourly.TIMED: count})
+
+
 def _take_tokens(figures: Figures, labels: Labels, count: float) -> None:
     name = _TOKENS.get(labels.get(semconv.L_KIND, ""))
     if name is not None:  # the other kinds are parts of these
@@ -122,6 +126,7 @@ _ASKED: Final = (
     _Asked(semconv.M_GUARDRAIL_BLOCKS, (), _take_blocks),
     _Asked(semconv.M_LLM_CALLS, (semconv.AGENT, semconv.MODEL, semconv.OUTCOME, "error_type"), _take_calls),
     _Asked(f"{semconv.M_LLM_DURATION}_sum", (semconv.MODEL,), _take_call_seconds),
+    _Asked(f"{semconv.M_LLM_DURATION}_count", (semconv.MODEL,), _take_timed_calls),
     _Asked(semconv.M_LLM_TOKENS, (semconv.AGENT, semconv.MODEL, semconv.L_KIND), _take_tokens),
     _Asked(semconv.M_LLM_COST, (semconv.AGENT, semconv.MODEL), _take_cost),
     _Asked(semconv.M_LLM_UNPRICED, (semconv.MODEL,), _take_unpriced),

@@ -93,7 +93,7 @@ _CALLS: Final = (
     Column("calls", "calls", COUNT, _count(hourly.CALLS)),
     Column("success_rate", "success rate", PERCENT, lambda row, _: success(row, hourly.CALLS)),
     Column("tokens", "tokens", COUNT, lambda row, _: tokens(row)),
-    Column("mean_latency_ms", "mean latency", MS, lambda row, _: mean_ms(row, hourly.CALLS)),
+    Column("mean_latency_ms", "mean latency", MS, lambda row, _: mean_ms(row, hourly.TIMED)),
     *_COST,
 )
 
