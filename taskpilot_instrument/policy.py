@@ -26,6 +26,7 @@ one JSON line and one event of the span. Silent consent (None, True, or :class:`
 What was said stands in them only where content capture lets content into events.
 """
 
+import builtins
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -165,6 +166,8 @@ class Policy:
 
 
 def _takes_one(fn: Callable[..., Any]) -> bool:
+    if getattr(fn, "__self__", None) is builtins:  # len, print and the like: none of them judges a subject
+        return False
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # written in C: it will say so itself

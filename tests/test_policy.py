@@ -549,6 +549,7 @@ def test_a_check_beneath_counts_for_all_runs_around() -> None:
     [
         (lambda: tp.Policy("x"), "ask='x'"),  # type: ignore[arg-type]
         (lambda: tp.Policy(lambda: None), "takes one Subject"),  # type: ignore[arg-type,misc]
+        (lambda: tp.Policy(len), "takes one Subject"),  # type: ignore[arg-type]
         (lambda: tp.Policy(print, " "), "name=' '"),
         (lambda: tp.Policy(print, moments=["tool_cal"]), "moments="),  # type: ignore[list-item]
         (lambda: tp.Policy(print, moments=[]), "moments="),
