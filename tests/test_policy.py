@@ -544,20 +544,24 @@ def test_a_check_beneath_counts_for_all_runs_around() -> None:
 # --- definitions --------------------------------------------------------------------------------
 
 
+def silent(_: tp.Subject) -> None:
+    """Allow."""
+
+
 @pytest.mark.parametrize(
     ("define", "said"),
     [
         (lambda: tp.Policy("x"), "ask='x'"),  # type: ignore[arg-type]
         (lambda: tp.Policy(lambda: None), "takes one Subject"),  # type: ignore[arg-type,misc]
         (lambda: tp.Policy(len), "takes one Subject"),  # type: ignore[arg-type]
-        (lambda: tp.Policy(print, " "), "name=' '"),
-        (lambda: tp.Policy(print, moments=["tool_cal"]), "moments="),  # type: ignore[list-item]
-        (lambda: tp.Policy(print, moments=[]), "moments="),
-        (lambda: tp.Policy(print, agents="PlannerAgent"), "agents='PlannerAgent'"),
-        (lambda: tp.Policy(print, tools="add"), "tools='add'"),
-        (lambda: tp.Policy(print, on_deny="replaced"), "did you mean 'replace'"),  # type: ignore[arg-type]
-        (lambda: tp.Policy(print, replacement="no"), 'on_deny="replace"'),
-        (lambda: tp.Policy(print, fail_closed=1), "fail_closed=1"),  # type: ignore[arg-type]
+        (lambda: tp.Policy(silent, " "), "name=' '"),
+        (lambda: tp.Policy(silent, moments=["tool_cal"]), "moments="),  # type: ignore[list-item]
+        (lambda: tp.Policy(silent, moments=[]), "moments="),
+        (lambda: tp.Policy(silent, agents="PlannerAgent"), "agents='PlannerAgent'"),
+        (lambda: tp.Policy(silent, tools="add"), "tools='add'"),
+        (lambda: tp.Policy(silent, on_deny="replaced"), "did you mean 'replace'"),  # type: ignore[arg-type]
+        (lambda: tp.Policy(silent, replacement="no"), 'on_deny="replace"'),
+        (lambda: tp.Policy(silent, fail_closed=1), "fail_closed=1"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_definition_is_refused(define: Callable[[], object], said: str) -> None:
