@@ -283,10 +283,7 @@ class History:
     def _write_on(self) -> None:
         while not self._closed:
             self._wake.wait(_PAUSE_S)
-            try:
-                self.flush()
-            except Exception as error:
-                swallow(self.where, error)
+            self.flush()
 
     def flush(self) -> bool:
         """Write what waits; tell whether all of it was written. What cannot be written goes on waiting.
@@ -295,8 +292,12 @@ class History:
         """
         if self._ledger is None:
             return True
-        with self._writing:
-            return self._write(self._ledger)
+        try:
+            with self._writing:
+                return self._write(self._ledger)
+        except Exception as error:
+            swallow(self.where, error)
+            return False
 
     def _write(self, ledger: Ledger) -> bool:
         with self._lock:
@@ -313,6 +314,9 @@ class History:
             with self._lock:
                 self._waiting.extendleft(reversed(links))
             return False
+        except Exception:
+            self._batch = None  # what the ledger cannot take would keep everything after it out
+            raise
         return True
 
     def _next_batch(self) -> tuple[str, list[Rollup]] | None:

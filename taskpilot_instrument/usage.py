@@ -69,6 +69,8 @@ class Fields(Protocol):
 
 
 _NO_PYDANTIC: Final = object()
+#: No count of tokens, also of a batch of many calls, is beyond it; a host's slip could be, and no ledger would take it.
+_MOST: Final = 10**11
 _READ_BESIDE: Final = ("cache_read_input_tokens", "prompt_cache_hit_tokens", "cached_tokens")
 #: Beside these keys, agent-framework's client of Anthropic leaves out of the input what the cache had part in.
 _LEFT_OUT: Final = ("anthropic.cache_read_input_tokens", "anthropic.cache_creation_input_tokens")
@@ -226,11 +228,11 @@ def _cache_beside_details(fields: Fields) -> tuple[int, int, int]:
 
 def _count(value: object) -> int | None:
     # type() and not isinstance(): True is an int too, but nobody's count.
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST else None
 
 
 def _detail(value: object) -> int:
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value <= _MOST else 0
 
 
 class _Attributes:

@@ -129,6 +129,38 @@ def test_figures_whose_arrival_is_unknown_count_once() -> None:
     assert {"workflow=w0": 3, "workflow=w1": 2} == runs
 
 
+class Refuses:
+    """A ledger that cannot take its first addition, whenever that is made."""
+
+    def __init__(self) -> None:
+        self.behind = open_ledger("memory")
+        self.refused: str | None = None
+
+    def add_rollups(self, batch: str, rollups: Sequence[Rollup]) -> None:
+        """Add, unless it is the first."""
+        self.refused = self.refused or batch
+        if batch == self.refused:
+            raise OverflowError("a number that is none for a ledger")
+        self.behind.add_rollups(batch, rollups)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.behind, name)
+
+
+def test_what_a_ledger_cannot_take_keeps_nothing_else_out() -> None:
+    """Figures that no ledger could ever write are given up, and those after them are written."""
+    ledger = Refuses()
+    with capture(ledger=ledger, reraise=False) as captured:
+        with tp.workflow("wild"):
+            pass
+        assert not captured.handle.force_flush()
+        assert 1 == captured.handle.health().errors_swallowed["history"]
+        with tp.workflow("tame"):
+            pass
+        assert captured.handle.force_flush()
+    assert ["workflow=tame"] == [rollup.key for rollup in ledger.behind.rollups(0, 1e12)]
+
+
 def test_what_is_too_much_counts_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of keys, runs count under one key and calls under another: their outcomes never mix."""
     monkeypatch.setattr("taskpilot_instrument._history._MOST_KEYS", 3)

@@ -129,6 +129,17 @@ def test_a_writer_that_does_not_end_is_not_waited_for(ledger: SqliteLedger, path
     assert () == ledger.rollups(0, 1)
 
 
+def test_what_cannot_be_written_leaves_nothing_half_done(ledger: SqliteLedger, path: Path) -> None:
+    """A number that SQLite has no room for is refused as such, and others write and read on at once."""
+    ledger.put_runs([RunLink("req", None, None, None, None, None, (), NOW)])
+    with pytest.raises(OverflowError):
+        ledger.add_rollups(uuid4().hex, [Rollup(0, "k", {"calls": 1, "input_tokens": 1 << 70})])
+    other = SqliteLedger(path)
+    assert [1] == [each.spent for each in other.settle("r", [Claim("a", "p", 1)], NOW)]
+    other.close()
+    assert () == ledger.rollups(0, 1)
+
+
 def test_the_ledger_comes_back_with_the_file(path: Path) -> None:
     """A file that is spoilt while it is open fails; once it is whole again, so is the ledger."""
     ledger = SqliteLedger(path)

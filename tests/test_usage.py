@@ -264,9 +264,9 @@ def test_no_token_count_is_no_usage(response: object) -> None:
     assert read_usage(response) is None
 
 
-@pytest.mark.parametrize("value", [-1, 12.0, 12.5, "12", True, False, float("nan"), [], {}, None], ids=repr)
+@pytest.mark.parametrize("value", [-1, 12.0, 12.5, "12", True, False, float("nan"), [], {}, None, 10**30], ids=repr)
 def test_what_is_no_count_is_unknown(value: object) -> None:
-    """Floats, strings, booleans and negative numbers are never taken for tokens."""
+    """Floats, strings, booleans, negative numbers and what no call can have are never taken for tokens."""
     usage = {
         "prompt_tokens": value,
         "completion_tokens": 5,

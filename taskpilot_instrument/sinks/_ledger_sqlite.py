@@ -164,10 +164,13 @@ class SqliteLedger:
                 for statement, values in statements:
                     execute(connection, statement, values)
                 return patiently(connection, "COMMIT", (), self._wait_s)
-            except sqlite3.Error as error:
-                if connection.in_transaction or not is_busy(error):
+            except BaseException as error:
+                is_ill = isinstance(error, sqlite3.Error)
+                if connection.in_transaction or (is_ill and not is_busy(error)):
                     self._close()  # takes back what was half done; the next one sees whether the file is well again
-                raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
+                if is_ill:
+                    raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
+                raise  # Ctrl+C, or a number that is none for SQLite
 
     def _pages(self, query: str, key: Sequence[Any], *bounds: Any) -> Iterator[tuple[Any, ...]]:
         """Read much without holding others up: page by page, each after the key that the last one ended with."""
