@@ -21,8 +21,9 @@ class Repriced(NamedTuple):
     """What the same tokens would have cost.
 
     :param usd: at the other model's prices for ordinary calls; None where it has none for some of the tokens.
-    :param is_exact: False where that may not be all: the other model has dearer rates for long calls, or what the
-        traffic really cost does not follow from its tokens alone (sound, pictures, tiers, fees, unknown prices).
+    :param is_exact: False where that may not be all: the other model has dearer rates for long calls, or a fee for each,
+        which is not in it; or what the traffic really cost does not follow from its tokens alone (sound, pictures,
+        tiers, fees, unknown prices).
     """
 
     usd: float | None
@@ -53,23 +54,25 @@ class FlatPrice(NamedTuple):
     made: Decimal | None
     #: What an input token from the cache costs beyond any other; mostly less than nothing.
     cached: Decimal
-    #: False where there is more to its price: dearer rates for long calls, a fee for each call.
+    #: False where there is more to its price: dearer rates for long calls, a fee for each call, or for what it searches.
     is_all: bool
 
     @classmethod
     def of(cls, book: PriceBook, model: str) -> Self | None:
         """Return the price of a model; None where it is not known."""
         rates = book.rates(model)
-        some, much = (None, None) if rates is None else (rates.cost(TokenUsage(count, 0)) for count in (_SOME, _MANY))
-        if rates is None or some is None or much is None:
+        if rates is None:
+            return None
+        fee, some, much = (rates.cost(TokenUsage(count, 0)) for count in (0, _SOME, _MANY))
+        if fee is None or some is None or much is None:
             return None
         both, cached = rates.cost(TokenUsage(_SOME, _SOME)), rates.cost(TokenUsage(_SOME, 0, cached_tokens=_SOME))
-        given = multiply(some, _PER_ONE)
+        given = multiply(subtract(some, fee), _PER_ONE)
         return cls(
             given,
             None if both is None else multiply(subtract(both, some), _PER_ONE),
             _ZERO if cached is None else multiply(subtract(cached, some), _PER_ONE),
-            cached is not None and multiply(given, Decimal(_MANY)) == much,
+            cached is not None and not rates.is_partial and multiply(given, Decimal(_MANY)) == much,
         )
 
     def cost(self, traffic: Traffic) -> Decimal | None:

@@ -10,6 +10,7 @@ from metrics_records import llm_call
 
 import taskpilot_instrument as tp
 from taskpilot_instrument._repricing import Repriced
+from taskpilot_instrument._unit_prices import Rates
 from taskpilot_instrument.comparison import ModelComparison, ModelFigures, compare
 from taskpilot_instrument.pricing import PriceBook
 from taskpilot_instrument.sinks.metrics import MetricsBackend
@@ -71,6 +72,15 @@ def test_a_cost_that_tokens_do_not_explain_is_marked(usage: TokenUsage, cost: De
     (found,) = compare(backend, reprice=["other"], book=PriceBook(FLAT)).models
     assert not found.repriced["other"].is_exact
     assert pytest.approx(0.000104) == found.repriced["other"].usd
+
+
+def test_fees_of_each_call_are_marked_and_left_out() -> None:
+    """What is taken for each call is not spread over tokens, of which another model's calls may have had any number."""
+    book = PriceBook(FLAT)
+    rates = Rates({"input": Decimal(1), "output": Decimal(2)}, per_thousand_requests=Decimal(12))
+    assert (Decimal("0.012"), Decimal("0.013")) == (rates.cost(TokenUsage(0, 0)), rates.cost(TokenUsage(1_000, 0)))
+    book.rates = {"mine": book.rates("mine"), "fees": rates}.get  # type: ignore[method-assign] # no such price is ours
+    assert {"fees": Repriced(0.0022, is_exact=False)} == compared(book, [TokenUsage(2_000, 100)], "fees").repriced
 
 
 def test_embeddings_are_told_at_the_price_of_embeddings() -> None:
