@@ -225,14 +225,20 @@ class History:
         """Count what was seen since; the caller holds the lock."""
         while self._seen:
             seen = self._seen.popleft()
-            if isinstance(seen, _Call):
-                self._add(_hour(seen.at_ns), *_call_figures(seen))
-                continue
-            link = seen.link()
-            self._links.append(link)
-            if self._ledger is not None:
-                self._waiting.append(link)
-                self._add(_hour(seen.at_ns), *_run_figures(seen))
+            try:
+                self._count_one(seen)
+            except Exception as error:  # whoever counts may be another run, or a user's vote
+                swallow(self.where, error)
+
+    def _count_one(self, seen: _Call | _Run) -> None:
+        if isinstance(seen, _Call):
+            self._add(_hour(seen.at_ns), *_call_figures(seen))
+            return
+        link = seen.link()
+        self._links.append(link)
+        if self._ledger is not None:
+            self._waiting.append(link)
+            self._add(_hour(seen.at_ns), *_run_figures(seen))
 
     def _add(self, hour: int, key: str, figures: dict[str, int]) -> None:
         known = self._figures.get((hour, key))
@@ -269,8 +275,8 @@ class History:
     def after_fork(self) -> None:
         """Leave to the parent what it has not written yet."""
         self._writer, self._wake = None, threading.Event()
+        self._count()  # votes on the parent's runs are heard here, too
         self._waiting.clear()
-        self._seen.clear()
         self._figures, self._batch = {}, None
 
     def _start_writer(self) -> None:

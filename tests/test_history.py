@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from metrics_records import finished
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.errors import LedgerError
+from taskpilot_instrument.semconv import Kind
 from taskpilot_instrument.sinks.ledger import Rollup, open_ledger
 from taskpilot_instrument.testing import capture
 
@@ -159,6 +161,25 @@ def test_what_a_ledger_cannot_take_keeps_nothing_else_out() -> None:
             pass
         assert captured.handle.force_flush()
     assert ["workflow=tame"] == [rollup.key for rollup in ledger.behind.rollups(0, 1e12)]
+
+
+def test_what_cannot_be_counted_harms_no_vote() -> None:
+    """A run that breaks its own counting is swallowed as our error, and votes on others count."""
+    with capture(reraise=False) as captured:
+        with tp.workflow("w") as run:
+            pass
+        captured.handle.parts.history.finished(finished(Kind.WORKFLOW, "of no time"))
+        assert captured.handle.record_feedback(True, request_id=run.request_id).linked
+        assert {"history": 1} == captured.handle.health().errors_swallowed
+
+
+def test_a_child_knows_the_runs_of_its_parent() -> None:
+    """What is not counted yet as a process is forked is the parent's to count; in both, votes find their run."""
+    with capture() as captured:
+        with tp.workflow("w") as run:
+            pass
+        captured.handle.parts.history.after_fork()
+        assert captured.handle.record_feedback(True, request_id=run.request_id).linked
 
 
 def test_what_is_too_much_counts_as_other(monkeypatch: pytest.MonkeyPatch) -> None:
