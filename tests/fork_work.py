@@ -73,7 +73,7 @@ def settled(handle: tp.Instrumentation) -> list[str]:
     while True:
         with suppress(tp.LedgerError):
             found = [str(budget.spent_usd) for budget in handle.budgets()]
-            if not spending._backlog and history.flush():
+            if not spending._backlog.waiting and history.flush():
                 return found
         time.sleep(0.05)
 
