@@ -21,9 +21,9 @@ class Repriced(NamedTuple):
     """What the same tokens would have cost.
 
     :param usd: at the other model's prices for ordinary calls; None where it has none for some of the tokens.
-    :param is_exact: False where that may not be all: the other model has dearer rates for long calls, or a fee for each,
-        which is not in it; or what the traffic really cost does not follow from its tokens alone (sound, pictures,
-        tiers, fees, unknown prices).
+    :param is_exact: False where that may not be all: the other model has dearer rates for long calls, or a fee for
+        each, which is not in it; or what the traffic really cost does not follow from its tokens alone (sound,
+        pictures, tiers, fees, unknown prices).
     """
 
     usd: float | None
@@ -54,7 +54,7 @@ class FlatPrice(NamedTuple):
     made: Decimal | None
     #: What an input token from the cache costs beyond any other; mostly less than nothing.
     cached: Decimal
-    #: False where there is more to its price: dearer rates for long calls, a fee for each call, or for what it searches.
+    #: False where there is more to its price: dearer rates for long calls, a fee for each call or search.
     is_all: bool
 
     @classmethod

@@ -165,12 +165,12 @@ class SqliteLedger:
                     execute(connection, statement, values)
                 return patiently(connection, "COMMIT", (), self._wait_s)
             except BaseException as error:
-                is_ill = isinstance(error, sqlite3.Error)
-                if connection.in_transaction or (is_ill and not is_busy(error)):
+                ill = error if isinstance(error, sqlite3.Error) else None
+                if connection.in_transaction or (ill is not None and not is_busy(ill)):
                     self._close()  # takes back what was half done; the next one sees whether the file is well again
-                if is_ill:
-                    raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
-                raise  # Ctrl+C, or a number that is none for SQLite
+                if ill is None:
+                    raise  # Ctrl+C, or a number that SQLite has no room for
+                raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
 
     def _pages(self, query: str, key: Sequence[Any], *bounds: Any) -> Iterator[tuple[Any, ...]]:
         """Read much without holding others up: page by page, each after the key that the last one ended with."""
