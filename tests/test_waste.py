@@ -360,7 +360,7 @@ def test_only_llm_calls_waste() -> None:
 def test_tokens_that_nobody_told_are_not_made_up(usage: TokenUsage, tokens: int) -> None:
     """A call that told one of its counts wasted at least those."""
     record = llm_call(MODEL, outcome=Outcome.ERROR)
-    wasted = waste_of(record._replace(usage=usage))
+    wasted = waste_of(replace(record, usage=usage))
     assert wasted is not None
     assert tokens == wasted.tokens
 
