@@ -175,11 +175,19 @@ class PriceBook:
         self._warned: set[str] = set()
 
     def price_call(self, call: "LLMCall", /) -> Price | None:
-        """Return the exact cost of an LLM call, None where it is unknown."""
+        """Return the exact cost of an LLM call, None where it is unknown: then a warning says so, once for each model.
+
+        Whoever only asks for a price is told it, or None, without a warning: no call counts without a cost then.
+        """
         key = (call.model, call.response_model, call.provider, call.base_url, call.service_tier, call.operation)
         if call.beside is not None:
             return self._priced_with(call.beside, call.usage, key)
-        return None if call.usage is None else self._priced(call.usage, key)
+        if call.usage is None:
+            return None
+        price = self._priced(call.usage, key)
+        if price is None:
+            self._warn(key)
+        return price
 
     def price(
         self,
@@ -217,21 +225,16 @@ class PriceBook:
 
     def _priced(self, usage: TokenUsage, key: _Key) -> Price | None:
         answer = self._answer(key)
-        if answer.rates is None:
-            return None
-        usd = answer.rates.cost(usage)
-        if usd is None:
-            self._warn_of_usage(key)
-            return None
-        return Price(usd, answer.source)
+        usd = None if answer.rates is None else answer.rates.cost(usage)
+        return None if usd is None else Price(usd, answer.source)
 
     def _priced_with(self, beside: Beside, usage: TokenUsage | None, key: _Key) -> Price | None:
         """Price a call that is billed by more than its tokens, and note what the rest comes to."""
         answer = self._answer(key)
         tokens = None if usage is None or answer.rates is None else answer.rates.cost(usage)
+        if answer.rates is None or (usage is not None and tokens is None):
+            self._warn(key)
         if usage is not None and tokens is None:
-            if answer.rates is not None:
-                self._warn_of_usage(key)
             return None
         fees = answer.rates.fees if answer.rates is not None else {}
         amounts = [
@@ -240,11 +243,14 @@ class PriceBook:
             if usage is None or unit not in _IN_PLACE_OF_TOKENS
         ]
         for model, counts in beside.models:
-            price = self._priced(counts, (model, None, *key[2:4], None, OPERATION_IMAGE))
+            its_key = (model, None, *key[2:4], None, OPERATION_IMAGE)
+            price = self._priced(counts, its_key)
+            if price is None:
+                self._warn(its_key)
             amounts.append(None if price is None else price.usd)
         known = [usd for usd in amounts if usd is not None]
-        if len(known) < len(amounts) and answer.rates is not None:
-            self._warn_of_usage(key)
+        if len(known) < len(amounts):
+            self._warn(key)
         if tokens is None and not known:
             return None
         beside.usd = total(known)
@@ -273,23 +279,21 @@ class PriceBook:
         rates, until = published_rates(lookup, self._now())
         if rates is not None:
             return _Answer(rates, COST_PARTIAL if rates.is_partial else "genai-prices", until)
-        default = self._table.rates(_DEFAULT)
-        if default is None:
-            self._warn(lookup.response_model or lookup.model or "")
-        return _Answer(default, _DEFAULT, until)
+        return _Answer(self._table.rates(_DEFAULT), _DEFAULT, until)
 
-    def _warn(self, model: str) -> None:
-        if self._is_news(model):
+    def _warn(self, key: _Key) -> None:
+        """Say that a model has no price, or that its price does not say what all of a usage costs."""
+        named = key[1] or key[0] or ""
+        model = self._deployments.get(named, named)
+        if not self._is_news(model):
+            return
+        if self._answer(key).rates is None:
             _log.warning(
                 "taskpilot_instrument: no price is known for model %.100r; its calls count without a cost. "
                 'Set MODEL_PRICING[model] = {"input": …, "output": …} in USD per 1M tokens.',
                 model,
             )
-
-    def _warn_of_usage(self, key: _Key) -> None:
-        """Say that the model has a price, and that it does not say what all of a usage costs."""
-        model = key[1] or key[0] or ""
-        if self._is_news(model):
+        else:
             _log.warning(
                 "taskpilot_instrument: the price of model %.100r does not cover all that a call used, such as audio, "
                 "seconds or a hosted tool; such calls count without a cost, or with a part of it.",

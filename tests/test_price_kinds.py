@@ -8,6 +8,7 @@ import openai
 import pytest
 from mock_openai import completion, httpx, json_response, sync_client
 
+from taskpilot_instrument._records import LLMCall
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.pricing import PriceBook
 from taskpilot_instrument.settings import Settings
@@ -282,10 +283,15 @@ def test_a_model_is_warned_of_once_whatever_it_lacks(caplog: pytest.LogCaptureFi
     prices = book()
     with caplog.at_level(logging.WARNING, "taskpilot_instrument"):
         for _ in range(2):
-            prices.price(TokenUsage(10, 10, input_audio_tokens=5), "gpt-4o", provider="openai")
-            prices.price(TokenUsage(10, 10, output_audio_tokens=5), "gpt-4o", provider="openai")
-            prices.price(TokenUsage(10, 10), "made-up", provider="openai")
-            prices.price(TokenUsage(10, 10), "gpt-4o", provider="openai")
+            for model, usage in (
+                ("gpt-4o", TokenUsage(10, 10, input_audio_tokens=5)),
+                ("gpt-4o", TokenUsage(10, 10, output_audio_tokens=5)),
+                ("made-up", TokenUsage(10, 10)),
+                ("gpt-4o", TokenUsage(10, 10)),
+            ):
+                call = LLMCall("chat", model)
+                call.usage = usage
+                prices.price_call(call)
     assert [True, False] == ["does not cover" in record.getMessage() for record in caplog.records]
 
 

@@ -43,6 +43,13 @@ def _empty_table() -> Iterator[None]:
     MODEL_PRICING.clear()
 
 
+def _call(model: str, *, service_tier: str | None = None, base_url: str | None = None) -> LLMCall:
+    """Return a call that used a token each way."""
+    call = LLMCall("chat", model, base_url=base_url)
+    call.usage, call.service_tier = TokenUsage(1, 1), service_tier
+    return call
+
+
 def _book(prices: dict[str, Any] | None = None, now: float = NOW) -> PriceBook:
     return PriceBook(prices or {}, now=lambda: now)
 
@@ -375,12 +382,28 @@ def test_an_unknown_model_is_reported_once(caplog: pytest.LogCaptureFixture) -> 
 
     with caplog.at_level(logging.WARNING, "taskpilot_instrument"):
         for _ in range(3):
-            book.price(TokenUsage(1, 1), "no-such-model")
+            book.price_call(_call("no-such-model"))
         MODEL_PRICING["other"] = {"input": 1, "output": 1}
-        book.price(TokenUsage(1, 1), "no-such-model", service_tier="flex")
+        book.price_call(_call("no-such-model", service_tier="flex"))
 
     assert 1 == len(caplog.records)
     assert "no-such-model" in caplog.text
+
+
+def test_asking_for_a_price_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asks what a model would cost has made no call; and the first call of it is warned of all the same."""
+    book = _book()
+
+    with caplog.at_level(logging.WARNING, "taskpilot_instrument"):
+        assert calculate_cost(10, 10, "asked-for-only") is None
+        assert book.price(TokenUsage(10, 10), "no-such-model") is None
+        assert book.price(TokenUsage(10, 10, input_audio_tokens=5), "gpt-4o", provider="openai") is None
+        assert book.rates("no-such-model") is None
+        assert book.most_pico(_call("no-such-model"), 10, 10) is None
+        assert [] == caplog.records
+        book.price_call(_call("no-such-model"))
+
+    assert ["no-such-model" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_ever_new_model_names_do_not_fill_the_memory(caplog: pytest.LogCaptureFixture) -> None:
@@ -389,7 +412,7 @@ def test_ever_new_model_names_do_not_fill_the_memory(caplog: pytest.LogCaptureFi
 
     with caplog.at_level(logging.WARNING, "taskpilot_instrument"):
         for number in range(3000):
-            book.price(TokenUsage(1, 1), f"no-such-model-{number}", base_url=OPENAI_URL)
+            book.price_call(_call(f"no-such-model-{number}", base_url=OPENAI_URL))
             assert len(book._cache[1]) <= 1024
 
     assert 256 == len(caplog.records) == len(book._warned)
