@@ -7,6 +7,7 @@ from typing import Final
 from taskpilot_instrument import golden, semconv
 from taskpilot_instrument._growth import LATENCY, RUNS, Growth
 from taskpilot_instrument._prometheus import Prometheus
+from taskpilot_instrument._records import was_sent
 from taskpilot_instrument._waste import WasteInMetrics, is_in_vain
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import GoldenSignals
@@ -56,6 +57,8 @@ def _sample(
     window_ms = (seconds or _ALL_S) * 1000
     growth = Growth(prometheus, asked, at_ms=at_ms, window_ms=window_ms, is_all=seconds is None)
     counted = growth.of(RUNS[kind], by=semconv.OUTCOME) or {}
+    if kind is Kind.LLM:
+        counted = _sent(counted)
     timed, p95, bounds = quantile(growth.of(LATENCY[kind], by="le") or {})
     cost, violations = growth.of(semconv.M_LLM_COST), growth.of(semconv.M_POLICY_VIOLATIONS)
     feedback = growth.of(semconv.M_FEEDBACK, by=semconv.L_VERDICT)
@@ -71,7 +74,7 @@ def _sample(
         p95_ms=p95,
         timed=timed,
         spent_usd=None if cost is None or not known else _usd(cost),
-        calls=None if calls is None or not known else round(_sum(calls)),
+        calls=None if calls is None or not known else round(_sum(_sent(calls))),
         priced=None,
         unpriced=None if unpriced is None or not known else round(_sum(unpriced)),
         violations=None if violations is None or not known else _sum(violations),
@@ -81,7 +84,13 @@ def _sample(
         check_failed=None,
         wasted=None if calls is None or not known else _waste(growth, calls, unpriced),
         p95_bounds_ms=bounds,
+        blocked_calls=None if calls is None or not known else round(_sum(calls) - _sum(_sent(calls))),
     )
+
+
+def _sent(calls: dict[str, float]) -> dict[str, float]:
+    """Return the calls by outcome that were requests to a model."""
+    return {outcome: count for outcome, count in calls.items() if was_sent(outcome)}
 
 
 def _waste(growth: Growth, calls: dict[str, float], unpriced: dict[str, float] | None) -> WasteInMetrics | None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from taskpilot_instrument import _forks
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._guard import swallow
-from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
+from taskpilot_instrument._records import Checked, Event, Finished, LLMCall, was_sent
 from taskpilot_instrument._waste import Lost, lost_of, waste_of
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.semconv import COST_PARTIAL, DURATION_BUCKETS, E_GUARDRAIL_BLOCKED, OTHER, Kind, Outcome
@@ -114,7 +114,8 @@ def _run_figures(run: _Run) -> tuple[str, dict[str, int]]:
 def _call_figures(call: _Call) -> tuple[str, dict[str, int]]:
     """Return under which key an LLM call counts, and its figures."""
     figures = {hourly.CALLS: 1, f"{hourly.OUTCOME}{call.outcome}": 1}
-    if call.duration_ns:  # nobody times what is only told afterwards
+    sent = was_sent(call.outcome)
+    if call.duration_ns and sent:  # nobody times what is only told afterwards
         figures |= {hourly.TIMED: 1, hourly.MICROSECONDS: call.duration_ns // 1000}
     usage, lost = call.usage, waste_of(call)
     if usage is not None:
@@ -133,7 +134,7 @@ def _call_figures(call: _Call) -> tuple[str, dict[str, int]]:
             hourly.WASTED_ATTEMPTS: lost.attempts,
             hourly.RETRIES: lost.retries,
         }
-    if call.error_type is not None:
+    if call.error_type is not None and sent:
         figures[f"{hourly.ERROR}{hourly.plain(call.error_type)}"] = 1
     return hourly.of_call(call.agent, call.model), figures
 

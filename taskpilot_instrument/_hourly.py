@@ -19,8 +19,9 @@ CHECK_FAILED: Final = "check_failed"
 VIOLATIONS: Final = "violations"
 GUARDRAIL_BLOCKS: Final = "guardrail_blocks"
 # Under an agent and a model:
+#: All of them: those that were refused before they were sent have an outcome of their own.
 CALLS: Final = "calls"
-#: Calls of which it is known how long they took.
+#: Calls that were sent, and of which it is known how long they took.
 TIMED: Final = "timed"
 COST: Final = "cost"
 #: Of calls that may be billed: those whose cost is wholly known, and those of which it is not.
@@ -40,7 +41,7 @@ MICROSECONDS: Final = "us"
 OUTCOME: Final = "outcome:"
 #: Of runs, the upper bound of the bucket of their duration, in seconds; each run is in one.
 BUCKET: Final = "le:"
-#: Of calls, the type of an error.
+#: Of calls that were sent, the type of an error.
 ERROR: Final = "error:"
 #: What runs that did not succeed came to, by outcome: their cost, and how many have one that is not wholly known.
 LOST: Final = "lost:"

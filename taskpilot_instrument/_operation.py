@@ -303,7 +303,7 @@ class Operation:
         llm, totals = self.llm, self.totals
         if llm is not None:
             usage, model = llm.usage, llm.model or llm.response_model
-            cost, cost_source = self._bill(llm)
+            cost, cost_source = self._bill(llm, outcome)
             if llm.first_chunk_ns is not None:
                 first_chunk = llm.first_chunk_ns - self.started_ns
         elif totals is not None:
@@ -342,7 +342,7 @@ class Operation:
             return raised
         return self.verdict
 
-    def _bill(self, call: LLMCall) -> tuple[Decimal | None, str | None]:
+    def _bill(self, call: LLMCall, outcome: Outcome) -> tuple[Decimal | None, str | None]:
         """Price the call and add it to every run around it."""
         price: Price | None = None
         if call.usage is not None or (call.beside is not None and call.billable):
@@ -351,7 +351,7 @@ class Operation:
             except Exception as error:
                 swallow("price", error)
         for run in self.runs_around():
-            run.add(call, price)
+            run.add(call, price, outcome)
         if price is not None:
             return price
         return None, COST_UNKNOWN if call.billable or call.usage is not None else None

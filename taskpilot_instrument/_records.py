@@ -105,6 +105,14 @@ class LLMCall:
         self.reserved: Any = None
 
 
+def was_sent(outcome: str) -> bool:
+    """Tell whether an LLM call that ended so was a request to the model: what we refused was none.
+
+    A refusal tells nothing of the model: it counts as a call of that outcome, and in none of the model's own figures.
+    """
+    return outcome != Outcome.BLOCKED
+
+
 class Event(NamedTuple):
     """Something that happened beside operations: a decision, a limit hit, a threshold crossed, feedback.
 

@@ -31,6 +31,8 @@ def to_json(found: GoldenSignals) -> dict[str, Any]:
         "total_cost_usd": found.total_cost_usd,
         "wasted_cost_usd": found.wasted_cost_usd,
         "wasted_unpriced_calls": found.wasted_unpriced_calls,
+        "retries": found.retries,
+        "blocked_calls": found.blocked_calls,
         "failed": _lost(found.failed),
         "blocked": _lost(found.blocked),
         "cost_coverage": found.cost_coverage,

@@ -5,9 +5,9 @@ from decimal import Decimal
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import Checked, LLMCall
+from taskpilot_instrument._records import Checked, LLMCall, was_sent
 from taskpilot_instrument.pricing import Price
-from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN
+from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN, Outcome
 from taskpilot_instrument.usage import TokenUsage
 
 
@@ -29,6 +29,7 @@ class Totals:
         self.measured = 0
         self.priced = 0
         self.estimated = False
+        #: The model that was called last.
         self.model: str | None = None
         #: The agent that finished last: its result is the run's.
         self.agent: str | None = None
@@ -48,13 +49,14 @@ class Totals:
         with self._lock:
             self.begun += 1
 
-    def add(self, call: LLMCall, price: Price | None) -> None:
+    def add(self, call: LLMCall, price: Price | None, outcome: Outcome = Outcome.SUCCESS) -> None:
         """Add one finished LLM call, which has begun before."""
         usage = call.usage
         with self._lock:
             if not call.billable and usage is None:
                 self.begun -= 1
-            self.model = call.model or self.model
+            if was_sent(outcome):
+                self.model = call.model or self.model
             if usage is not None:
                 self.measured += 1
                 self.input_tokens += usage.input_tokens or 0

@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
 
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import Finished, LLMCall
+from taskpilot_instrument._records import Finished, LLMCall, was_sent
 from taskpilot_instrument.semconv import COST_PARTIAL, Kind, Outcome
 from taskpilot_instrument.usage import TokenUsage
 
@@ -43,7 +43,6 @@ class Waste(NamedTuple):
 
 
 NO_WASTE: Final = Waste()
-_NOT_IN_VAIN: Final = frozenset({Outcome.SUCCESS, Outcome.BLOCKED})
 
 
 class WasteInMetrics(NamedTuple):
@@ -61,8 +60,8 @@ class WasteInMetrics(NamedTuple):
 
 
 def is_in_vain(outcome: str) -> bool:
-    """Tell whether an LLM call that ended so was a request for nothing: what we blocked was not sent."""
-    return outcome not in _NOT_IN_VAIN
+    """Tell whether an LLM call that ended so was a request for nothing."""
+    return outcome != Outcome.SUCCESS and was_sent(outcome)
 
 
 class Ended(Protocol):

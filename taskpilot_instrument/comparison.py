@@ -38,6 +38,8 @@ class Standing(StrEnum):
 class ModelFigures:
     """What one model did; what is unknown has no value.
 
+    :param calls: those that were sent; everything else speaks of these.
+    :param blocked_calls: those that were refused before they were sent, by a budget, limit or policy.
     :param problems: calls that did not succeed in percent of all, by type of error, else by outcome.
     :param first_chunk_p50_ms: time from request to first chunk, of streams; so ``first_chunk_p95_ms``.
     :param tokens_per_second: output tokens ÷ the seconds that they took: from the first chunk on of streams, of the
@@ -54,6 +56,7 @@ class ModelFigures:
 
     model: str
     calls: int
+    blocked_calls: int
     success_rate: Estimate
     problems: Mapping[str, Estimate]
     p50_latency_ms: Estimate
@@ -178,6 +181,8 @@ class ModelComparison:
         told = {each.figure: each.best or str(each.standing) for each in self.findings}
         rows = [["", *(each.model for each in self.models), "best"]]
         rows.append(["calls", *(f"{each.calls:,}" for each in self.models), ""])
+        if any(each.blocked_calls for each in self.models):
+            rows.append(["refused before sent", *(f"{each.blocked_calls:,}" for each in self.models), ""])
         for figure in _FIGURES:
             shown = [_shown(getattr(each, figure.name), figure.show) for each in self.models]
             rows.append([figure.label, *shown, told.get(figure.name, "")])
@@ -265,7 +270,7 @@ def compare(
     seconds = None if window is None else parse_window(window)
     samples = model_samples(backend.windows.select(None if seconds is None else seconds * 1_000_000_000), agent)
     models = [_figures(model, sample, book, others) for model, sample in samples.items()]
-    models = [each for each in models if each.calls or each.correctness_percent.sample]
+    models = [each for each in models if each.calls or each.blocked_calls or each.correctness_percent.sample]
     models.sort(key=lambda each: (-each.calls, each.model))
     findings = tuple(found for figure in _FIGURES if (found := _finding(figure, models)) is not None)
     return ModelComparison(tuple(models), findings, seconds, agent)
@@ -284,6 +289,7 @@ def _figures(model: str, sample: ModelSample, book: PriceBook, others: dict[str,
     return ModelFigures(
         model=model,
         calls=cell.runs,
+        blocked_calls=_signals.blocked(cell.lost or {}).runs,
         success_rate=rate(cell.successes, cell.runs),
         problems=MappingProxyType(problems),
         p50_latency_ms=quantile(cell.latency, 50),

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Final, NamedTuple
 
 from taskpilot_instrument._display import milliseconds, number, of, percent, span, usd
-from taskpilot_instrument._waste import Lost
+from taskpilot_instrument._waste import Lost, Waste, WasteInMetrics
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
@@ -181,6 +181,11 @@ class GoldenSignals:
         return None if self.sample.spent_usd is None else float(self.sample.spent_usd)
 
     @property
+    def blocked_calls(self) -> int | None:
+        """LLM calls that were refused before they were sent: no runs of a model, and in none of its figures."""
+        return self.sample.blocked_calls
+
+    @property
     def cost_coverage(self) -> float | None:
         """Share of billable calls whose price is known, 0 to 1; None where there were none."""
         return _signals.cost_coverage(self.sample)
@@ -249,15 +254,24 @@ class GoldenSignals:
             said += f", {sample.priced} of {sample.priced + sample.unpriced} billable calls priced"
         elif sample.unpriced is not None:
             said += f", {of(sample.unpriced, 'call')} without a price"
-        wasted = sample.wasted
-        if wasted is not None and (wasted.calls or (wasted.calls is None and wasted.usd)):
-            lowest = "" if wasted.unpriced == 0 else "≥ "
-            on = "" if wasted.calls is None else f" on {of(wasted.calls, 'call')}"
-            said += f", {lowest}{usd(float(wasted.usd))} wasted{on}"
+        said += self._wasted()
         for ended, lost in self._lost():
             if lost.usd or lost.unpriced:
-                least = f"{'≥ ' if lost.unpriced else ''}{usd(float(lost.usd))}" if lost.usd else "an unknown sum"
-                said += f", {least} in {ended} runs"
+                said += f", {_least(lost)} in {ended} runs"
+        return said
+
+    def _wasted(self) -> str:
+        wasted, said = self.sample.wasted, ""
+        if wasted is None:
+            return said
+        if wasted.calls:
+            said = f", {_least(wasted)} wasted on {of(wasted.calls, 'call')}"
+        elif wasted.calls is None and wasted.usd:
+            said = f", {_least(wasted)} wasted"
+        elif wasted.calls is None and wasted.unpriced is None and wasted.attempts > wasted.retries:
+            said = ", waste not known"  # some calls were in vain, some are without a price: perhaps the same ones
+        if wasted.retries:
+            said += f", {wasted.retries:,} {'retry' if wasted.retries == 1 else 'retries'}"
         return said
 
     def _lost(self) -> list[tuple[str, Lost]]:
@@ -265,8 +279,12 @@ class GoldenSignals:
         return [(ended, lost) for ended, lost in both if lost is not None and lost.runs]
 
     def _ended(self) -> str:
-        counted = f"{number(self.sample.successes)} of {number(self.sample.runs)} runs"
-        return ", ".join([counted, *(f"{lost.runs:,} {ended}" for ended, lost in self._lost())])
+        what = "runs" if self.model is None else "calls"
+        counted = f"{number(self.sample.successes)} of {number(self.sample.runs)} {what}"
+        ends = [f"{lost.runs:,} {ended}" for ended, lost in self._lost()]
+        if self.blocked_calls and self.model is not None:
+            ends.append(f"{self.blocked_calls:,} refused before sent")
+        return ", ".join([counted, *ends])
 
     def _timed(self) -> str:
         if self.sample.p95_bounds_ms is None:
@@ -322,6 +340,13 @@ class GoldenSignals:
                 self._checks(),
             ),
         ]
+
+
+def _least(spent: Lost | Waste | WasteInMetrics) -> str:
+    """Show an amount, of which some may not be known."""
+    if not spent.usd and spent.unpriced:
+        return "an unknown sum"
+    return f"{'' if spent.unpriced == 0 else '≥ '}{usd(float(spent.usd))}"
 
 
 def compute(

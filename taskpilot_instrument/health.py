@@ -35,7 +35,8 @@ class Health:
     """The state of the instrumentation, as :func:`taskpilot_instrument.health` reports it.
 
     ``calls_seen`` counts billable calls at the transport and ``calls_recorded`` those that have finished; they
-    differ by the calls and streams that are still open. ``cost_coverage`` is the share of billable
+    differ by the calls and streams that are still open. ``calls_blocked`` were refused before they were sent, and are
+    neither. ``cost_coverage`` is the share of billable
     calls that could be priced, None before the first.
     """
 
@@ -52,6 +53,7 @@ class Health:
     spans_dropped: int = 0
     #: Ended, but neither delivered nor given up yet.
     spans_pending: int = 0
+    calls_blocked: int = 0
 
     @property
     def calls_open(self) -> int:
@@ -66,6 +68,8 @@ class Health:
     def __str__(self) -> str:
         coverage = "no calls yet" if self.cost_coverage is None else f"{self.cost_coverage:.1%} of billable calls"
         calls = f"{self.calls_seen} seen at the transport, {self.calls_recorded} recorded, {self.calls_open} open"
+        if self.calls_blocked:
+            calls += f"; {self.calls_blocked} refused before they were sent"
         rows = (
             ("instrumentation", "active" if self.active else "not active: call instrument()"),
             ("patched", ", ".join(self.patched) or "nothing (is openai installed?)"),

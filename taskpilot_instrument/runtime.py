@@ -320,14 +320,17 @@ class Instrumentation(Answers, Voting):
         before = self._swallowed_before
         errors = {where: n - before.get(where, 0) for where, n in _guard.swallowed().items()}
         signals = golden.compute(self.metrics, own=True)
+        # A call is seen before it is asked whether it may go.
+        refused = signals.sample.blocked_calls or 0
         exported, dropped, pending = self._provider.delivery()
         return Health(
             active=self in _running,
             patched=tuple(patch.target for patch in self._patches if patch.found and self in _running),
             missing=tuple(patch.target for patch in self._patches if not patch.found),
             errors_swallowed={where: n for where, n in errors.items() if n},
-            calls_seen=tally.calls_seen() - self._seen_before,
+            calls_seen=tally.calls_seen() - self._seen_before - refused,
             calls_recorded=(signals.sample.calls or 0) - self.metrics.tracked,
+            calls_blocked=refused,
             cost_coverage=signals.cost_coverage,
             label_overflow=_label_overflow(self.metrics),
             spans_go_to=self._provider.destination,

@@ -9,6 +9,7 @@ from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument import semconv
 from taskpilot_instrument._growth import Growth, quoted
 from taskpilot_instrument._prometheus import Prometheus
+from taskpilot_instrument._records import was_sent
 from taskpilot_instrument._report.figures import Counts, Figures
 from taskpilot_instrument._report.times import Stretch
 from taskpilot_instrument._waste import is_in_vain
@@ -64,7 +65,7 @@ def _take_calls(figures: Figures, labels: Labels, count: float) -> None:
     if is_in_vain(outcome):
         counts[hourly.WASTED_ATTEMPTS] = count
     error = labels.get("error_type", NONE)
-    if error != NONE:
+    if error != NONE and was_sent(outcome):
         counts[f"{hourly.ERROR}{hourly.plain(error)}"] = count
     _call(figures, labels, counts)
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from taskpilot_instrument import _hourly as hourly
 from taskpilot_instrument._fleet import quantile
 from taskpilot_instrument._money import total
+from taskpilot_instrument._records import was_sent
 from taskpilot_instrument._report.figures import Counts, Figures, named
 from taskpilot_instrument._waste import NOTHING_LOST, Lost, Waste, WasteInMetrics
 from taskpilot_instrument.golden import GoldenSignals, of_sample
@@ -67,7 +68,7 @@ def _runs(facts: Facts) -> float:
 
 
 def _calls(facts: Facts) -> float:
-    return facts.calls.get(hourly.CALLS, 0)
+    return sent(facts.calls)
 
 
 def _votes(facts: Facts) -> float:
@@ -98,9 +99,19 @@ def mean_ms(counts: Mapping[str, float], of: str) -> float | None:
     return counts[hourly.MICROSECONDS] / counts[of] / 1e3 if counts.get(of) and hourly.MICROSECONDS in counts else None
 
 
-def success(counts: Mapping[str, float], of: str) -> float | None:
-    """Return the successful runs or calls in percent of all."""
-    return _signals.percent(counts.get(_SUCCESS, 0), counts.get(of))
+def success(counts: Mapping[str, float], of: float) -> float | None:
+    """Return the successful runs or calls in percent of so many."""
+    return _signals.percent(counts.get(_SUCCESS, 0), of)
+
+
+def refused(counts: Mapping[str, float]) -> float:
+    """Return the calls that were refused before they were sent."""
+    return sum(count for outcome, count in named(counts, hourly.OUTCOME) if not was_sent(outcome))
+
+
+def sent(counts: Mapping[str, float]) -> float:
+    """Return the calls that were requests to a model."""
+    return counts.get(hourly.CALLS, 0) - refused(counts)
 
 
 def p95(counts: Mapping[str, float]) -> tuple[int, float | None, tuple[float, float] | None]:
@@ -158,10 +169,11 @@ DEFINITIONS: Final = {
         Definition("runs", "runs", COUNT, _of_runs(hourly.RUNS)),
         Definition("failed_runs", "runs without success", COUNT, _failed),
         Definition("mean_latency_ms", "mean latency", MS, lambda facts: mean_ms(facts.runs, hourly.RUNS), _runs, -1),
-        Definition("llm_calls", "LLM calls", COUNT, _of_calls(hourly.CALLS)),
+        Definition("llm_calls", "LLM calls", COUNT, _calls),
         Definition(
-            "llm_success_rate", "LLM calls that succeed", PERCENT, lambda f: success(f.calls, hourly.CALLS), _calls, 1
+            "llm_success_rate", "LLM calls that succeed", PERCENT, lambda f: success(f.calls, sent(f.calls)), _calls, 1
         ),
+        Definition("blocked_calls", "LLM calls refused before they were sent", COUNT, lambda f: refused(f.calls)),
         Definition("input_tokens", "input tokens", COUNT, _of_calls(hourly.INPUT)),
         Definition("output_tokens", "output tokens", COUNT, _of_calls(hourly.OUTPUT)),
         Definition("tokens_per_run", "tokens per run", COUNT, _tokens_per_run, _runs, -1),
@@ -206,7 +218,7 @@ def facts_of(figures: Figures) -> Facts | None:
         p95_ms=latency,
         timed=timed,
         spent_usd=to_usd(int(calls.get(hourly.COST, 0))),
-        calls=round(calls.get(hourly.CALLS, 0)),
+        calls=round(sent(calls)),
         priced=count(calls, hourly.PRICED),
         unpriced=round(calls.get(hourly.UNPRICED, 0)),
         violations=runs.get(hourly.VIOLATIONS, 0),
@@ -217,6 +229,7 @@ def facts_of(figures: Figures) -> Facts | None:
         wasted=None if hourly.WASTED in lacks else _waste(calls, lacks),
         p95_bounds_ms=bounds,
         lost=None if hourly.LOST in lacks else _lost_by_outcome(runs),
+        blocked_calls=round(refused(calls)),
     )
     return Facts(runs, calls, whole, of_sample(whole, None, None, None, None), lacks)
 

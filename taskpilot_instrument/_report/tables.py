@@ -5,9 +5,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from taskpilot_instrument import _hourly as hourly
+from taskpilot_instrument._display import of
 from taskpilot_instrument._report.compare import plain
 from taskpilot_instrument._report.figures import Counts, Figures, grouped, named, total
-from taskpilot_instrument._report.signals import COUNT, MS, PERCENT, USD, Value, cost, mean_ms, p95_ms, success, tokens
+from taskpilot_instrument._report.signals import (
+    COUNT,
+    MS,
+    PERCENT,
+    USD,
+    Value,
+    cost,
+    mean_ms,
+    p95_ms,
+    refused,
+    sent,
+    success,
+    tokens,
+)
 
 #: Rows of a table; the rest is added up in one more.
 _MOST_ROWS: Final = 20
@@ -86,12 +100,12 @@ _COST: Final = (
 )
 _RUNS: Final = (
     Column("runs", "runs", COUNT, _count(hourly.RUNS)),
-    Column("success_rate", "success rate", PERCENT, lambda row, _: success(row, hourly.RUNS)),
+    Column("success_rate", "success rate", PERCENT, lambda row, _: success(row, row.get(hourly.RUNS, 0))),
     Column("p95_latency_ms", "p95 latency", MS, lambda row, _: p95_ms(row)),
 )
 _CALLS: Final = (
-    Column("calls", "calls", COUNT, _count(hourly.CALLS)),
-    Column("success_rate", "success rate", PERCENT, lambda row, _: success(row, hourly.CALLS)),
+    Column("calls", "calls", COUNT, lambda row, _: sent(row)),
+    Column("success_rate", "success rate", PERCENT, lambda row, _: success(row, sent(row))),
     Column("tokens", "tokens", COUNT, lambda row, _: tokens(row)),
     Column("mean_latency_ms", "mean latency", MS, lambda row, _: mean_ms(row, hourly.TIMED)),
     *_COST,
@@ -104,8 +118,8 @@ def tables(now: Figures, before: Figures) -> dict[str, Table]:
         _table("workflows", "Workflows", "workflow", _RUNS, _workflows(now), _workflows(before)),
         _table("outcomes", "How runs ended", "outcome", _COUNTED, _outcomes(now), _outcomes(before)),
         _table("errors", "Errors of LLM calls", "error", _COUNTED, _errors(now), _errors(before), _where(now)),
-        _table("models", "Models", "model", _CALLS, _by(now, 1), _by(before, 1)),
-        _table("agents", "Agents", "agent", _CALLS, _by(now, 0), _by(before, 0)),
+        _table("models", "Models", "model", _CALLS, _by(now, 1), _by(before, 1), _refused(_by(now, 1))),
+        _table("agents", "Agents", "agent", _CALLS, _by(now, 0), _by(before, 0), _refused(_by(now, 0))),
         _table("policies", "Policy violations", "policy", _COUNTED, _policies(now), _policies(before)),
     )
     found = [table for table in all_tables if table.rows]
@@ -146,6 +160,12 @@ def _where(figures: Figures) -> dict[str, str]:
             if count > most.get(error, (0, ""))[0]:
                 most[error] = count, f"mostly {agent}, {model}"
     return {error: text for error, (_, text) in most.items()}
+
+
+def _refused(calls: Mapping[str, Counts]) -> dict[str, str]:
+    """Return of whom calls were refused, and how many: they are none of the calls."""
+    counted = {name: round(refused(row)) for name, row in calls.items()}
+    return {name: f"{of(count, 'call')} refused before sent" for name, count in counted.items() if count}
 
 
 def _table(

@@ -11,7 +11,7 @@ from taskpilot_instrument.semconv import NONE, Kind, Outcome, TokenKind
 from taskpilot_instrument.sinks._calls import Calls
 from taskpilot_instrument.sinks._names import DIMENSIONS, Node
 from taskpilot_instrument.sinks._said import Said, worth
-from taskpilot_instrument.sinks._signals import Sample
+from taskpilot_instrument.sinks._signals import Sample, blocked
 from taskpilot_instrument.sinks._sketch import Sketch, merged
 from taskpilot_instrument.sinks._windows import Bucket, Cell, CellKey
 
@@ -141,6 +141,7 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         check_failed=runs.check_failed,
         wasted=spend.wasted,
         lost=None if model is not None else runs.lost or {},
+        blocked_calls=blocked(spend.lost or {}).runs,
     )
 
 

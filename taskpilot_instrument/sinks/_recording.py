@@ -14,7 +14,7 @@ from taskpilot_instrument import semconv
 from taskpilot_instrument._money import Spend, add
 from taskpilot_instrument._operation import current
 from taskpilot_instrument._pace import seconds_of_output
-from taskpilot_instrument._records import Checked, Event, Finished, LLMCall
+from taskpilot_instrument._records import Checked, Event, Finished, LLMCall, was_sent
 from taskpilot_instrument._waste import Lost, Waste, lost_of, waste_of
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import COST_PARTIAL, NONE, Kind, Outcome, TokenKind
@@ -154,6 +154,8 @@ class Recording:
 
     def _finished_call(self, record: Finished, llm: LLMCall, nanoseconds: int | None) -> None:
         outcome, usage, cost = record.outcome, record.usage, record.cost
+        if not was_sent(outcome):
+            nanoseconds = None  # how fast we are at refusing says nothing of the model
         key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
         bound = self._calls.get(key) or self._bind_call(key)
         # What is known in part is spent, but not known.
@@ -182,12 +184,14 @@ class Recording:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
         cell = self.windows.open_cell(cell_key)
         calls = cell.calls or cell.of_calls()
-        cell.runs += 1
+        sent = was_sent(outcome)
+        cell.runs += sent
         if outcome is Outcome.SUCCESS:
             cell.successes += 1
         else:
-            calls.fail(problem)
             cell.lose(outcome, _ONE)
+            if sent:
+                calls.fail(problem)
         if lost is not None:
             cell.wasted = cell.wasted.plus(lost)
             self._count_waste(payer, outcome, lost)

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     :param p95_ms: milliseconds; None where no run was timed.
     :param timed: runs behind ``p95_ms``.
     :param spent_usd: exact; what is known of it.
-    :param calls: LLM calls.
+    :param calls: LLM calls that were sent; see ``blocked_calls``.
     :param priced: billable LLM calls whose cost is known.
     :param unpriced: billable LLM calls whose cost is not.
     """
@@ -52,6 +52,8 @@ class Sample(NamedTuple):
     p95_bounds_ms: tuple[float, float] | None = None
     #: Of the runs, what those that did not succeed came to, by how they ended.
     lost: Mapping[Outcome, Lost] | None = None
+    #: LLM calls that were refused before they were sent: no calls, nor runs of a model.
+    blocked_calls: int | None = 0
 
 
 def percent(part: float | None, whole: float | None) -> float | None:

@@ -44,7 +44,8 @@ class CellKey(NamedTuple):
 class Cell:
     """Sums over the operations of one kind, workflow, agent and model in one bucket of time.
 
-    ``latency`` is in milliseconds, ``cost`` in exact USD.
+    ``latency`` is in milliseconds, ``cost`` in exact USD. LLM calls that were refused before they were sent are no
+    runs: they are in ``lost`` alone.
     """
 
     __slots__ = (

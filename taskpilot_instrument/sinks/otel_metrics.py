@@ -12,7 +12,7 @@ from opentelemetry.metrics import Counter, Histogram, MeterProvider
 from opentelemetry.trace import set_span_in_context
 
 from taskpilot_instrument import semconv as names
-from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument._records import Event, Finished, LLMCall, was_sent
 from taskpilot_instrument.sinks._families import Labels
 from taskpilot_instrument.usage import TokenUsage
 
@@ -63,9 +63,9 @@ class OtelMetricsSink:
         """Do nothing: the conventions have no metric for it."""
 
     def finished(self, record: Finished, /) -> None:
-        """Measure one finished LLM call; other operations are none of a client's."""
+        """Measure one finished LLM call; other operations are none of a client's, and what was refused was none."""
         call = record.llm
-        if call is None:
+        if call is None or not was_sent(record.outcome):
             return
         attributes = self._attributes(call)
         ended = attributes

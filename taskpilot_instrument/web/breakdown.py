@@ -21,7 +21,9 @@ def by_agent(buckets: list[Bucket]) -> list[dict[str, Any]]:
         {"agent": name} | _row(runs, calls) | _verdicts(name, runs, said)
         for name, (runs, calls) in _cells(buckets, Kind.AGENT, "agent").items()
     ]
-    return _first(row for row in rows if row["agent"] != NONE or row["calls"] or row["violations"])
+    return _first(
+        row for row in rows if row["agent"] != NONE or row["calls"] or row["blocked_calls"] or row["violations"]
+    )
 
 
 def by_workflow(buckets: list[Bucket]) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ export function drawModels({ models, findings, caution }) {
     found[key] ? { text: found[key].best ?? told[found[key].standing] ?? found[key].standing, class: found[key].best ? "best" : "quiet" } : ""];
   const row = (name, show) => [name, ...models.map(show), ""];
   const rows = [
-    row("Calls", (model) => amount(number(model.calls))),
+    row("Calls", (model) => amount(number(model.calls), model.blocked_calls ? `${number(model.blocked_calls)} refused before sent` : null)),
     ...FIGURES.map(figure),
     row("Cached input", (model) => amount(percent(model.cached_share_percent))),
     row("Token limits hit", limits),
