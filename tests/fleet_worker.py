@@ -16,8 +16,11 @@ import taskpilot_instrument as tp
 from taskpilot_instrument.semconv import M_WORKFLOW_DURATION
 
 #: Every third run fails, every fifth breaks a policy, every second is judged; one model of three has no price. Every
-#: fourth makes a call besides that is sent twice, and fails once the model has worked for it.
+#: fourth makes a call besides that is sent twice, and fails once the model has worked for it; every sixth asks for more
+#: tokens than a limit allows, and is refused.
 MODELS = ("gpt-4o-mini", "gpt-4o", "nobody-knows-its-price")
+
+MOST_TOKENS = 1_000_000
 
 
 @tp.observed_agent(name="PlannerAgent")
@@ -27,6 +30,9 @@ def plan(client: openai.OpenAI, number: int) -> None:
     client.chat.completions.create(model=MODELS[number % len(MODELS)], messages=[message])
     if number % 4 == 0:
         client.responses.create(model=MODELS[number % 8 // 4], input="plan")
+    if number % 6 == 1:
+        with suppress(tp.TokenLimitError):
+            client.chat.completions.create(model="gpt-4o", messages=[message], max_tokens=10 * MOST_TOKENS)
     if number % 3 == 2:
         raise ValueError("no plan")
 
@@ -58,7 +64,7 @@ def told(handle: tp.Instrumentation) -> dict[str, Any]:
 
 def main(port: int, url: str) -> None:
     """Work until stdin ends."""
-    handle = tp.instrument(metrics_port=port, logs="off")
+    handle = tp.instrument(metrics_port=port, logs="off", token_limits=[tp.TokenLimit(MOST_TOKENS, on_exceed="block")])
     done = 0
     with openai.OpenAI(api_key="none", base_url=url) as client:
         for line in sys.stdin:

@@ -24,7 +24,17 @@ from taskpilot_instrument.usage import TokenUsage
 
 WORKER: Final = Path(__file__).with_name("fleet_worker.py")
 #: What can be added up over lives, by the filter that it was asked with.
-COUNTS: Final = ("runs", "successes", "timed", "calls", "unpriced", "violations", "correct", "incorrect")
+COUNTS: Final = (
+    "runs",
+    "successes",
+    "timed",
+    "calls",
+    "blocked_calls",
+    "unpriced",
+    "violations",
+    "correct",
+    "incorrect",
+)
 
 
 class Worker:
@@ -176,7 +186,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         ("all", set()),
         ("agent", {"unpriced"}),
         ("model", {"violations", "correct", "incorrect"}),
-        ("workflow", {"calls", "spent_usd", "unpriced", "violations", "correct", "incorrect"}),
+        ("workflow", {"calls", "blocked_calls", "spent_usd", "unpriced", "violations", "correct", "incorrect"}),
     ],
 )
 def test_answer_is_the_sum_of_what_workers_did(
@@ -208,7 +218,7 @@ def test_waste_is_the_sum_of_what_workers_wasted(
         found.wasted_unpriced_calls,
     )  # fmt: skip
     assert 100 * found.wasted_cost_usd / (found.total_cost_usd or 1) == pytest.approx(found.waste_percent)
-    assert f", {'' if unpriced == 0 else '≥ '}{usd(float(told.usd))} wasted\n" in str(found)
+    assert f", {'' if unpriced == 0 else '≥ '}{usd(float(told.usd))} wasted, {told.retries:,} retries\n" in str(found)
 
 
 def test_waste_within_a_workflow_is_not_known(fleet: Fleet) -> None:

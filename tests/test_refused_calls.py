@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import taskpilot_instrument as tp
 from taskpilot_instrument import _signals_json as as_json
+from taskpilot_instrument._waste import WasteInMetrics
 from taskpilot_instrument.comparison import ModelComparison, compare
 from taskpilot_instrument.embedded import EmbeddedServer, Reply
+from taskpilot_instrument.golden import of_sample
 from taskpilot_instrument.semconv import Outcome
+from taskpilot_instrument.sinks._signals import Sample
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.testing import Captured, capture
 from taskpilot_instrument.web.breakdown import by_agent
@@ -165,6 +169,21 @@ def test_retries_are_in_the_table(captured: Captured, server: EmbeddedServer, cl
     found = captured.golden_signals()
     assert (2, 2) == (found.retries, as_json.to_json(found)["retries"])
     assert "2 of 2 billable calls priced, 2 retries" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("wasted", "said"),
+    [
+        (WasteInMetrics(3, 1, 0, Decimal(0), None), "3 calls without a price, waste not known, 1 retry"),
+        (WasteInMetrics(3, 0, 10, Decimal("0.5"), None), "3 calls without a price, ≥ $0.5000 wasted"),
+        (WasteInMetrics(1, 1, 0, Decimal(0), None), "3 calls without a price, 1 retry"),
+    ],
+)
+def test_waste_that_metrics_cannot_tell(wasted: WasteInMetrics, said: str) -> None:
+    """Where calls failed, and some calls have no price, the families cannot tell that nothing was wasted."""
+    sample = Sample(9, 9, 1.0, 9, Decimal(1), 9, None, 3, 0, 0, 0, None, None, wasted)
+    (line,) = [line for line in str(of_sample(sample, None, None, None, None)).splitlines() if "cost per task" in line]
+    assert line.endswith(f"≥ $1.0000 spent, {said}")
 
 
 def test_repricing_warns_of_nothing(captured: Captured, caplog: pytest.LogCaptureFixture) -> None:

@@ -40,6 +40,9 @@ FILE: Final = Path(__file__).with_name("golden-signals-dashboard.json")
 CORRECT: Final = f'verdict="{semconv.VERDICT_CORRECT}"'
 SUCCESS: Final = f'outcome="{semconv.Outcome.SUCCESS}"'
 FAILED: Final = f'outcome!="{semconv.Outcome.SUCCESS}"'
+#: A call that was refused before it was sent is no request to a model.
+SENT: Final = f'outcome!="{semconv.Outcome.BLOCKED}"'
+REFUSED: Final = f'outcome="{semconv.Outcome.BLOCKED}"'
 
 # --- rows ---------------------------------------------------------------------------------------
 
@@ -142,7 +145,8 @@ def errors() -> list[Any]:
     return [
         lines("LLM calls by error", "ops",
               query(per_second(semconv.M_LLM_CALLS, FAILED, by="error_type"), "{{error_type}}"), width=8,
-              what="LLM calls a second that did not succeed, by type of error."),
+              what="LLM calls a second that did not succeed, by type of error, and those that were refused before they "
+              "were sent."),
         lines("Agent runs that did not succeed", "ops",
               query(per_second(semconv.M_AGENT_RUNS, FAILED, by="agent, outcome"), "{{agent}} {{outcome}}"), width=8,
               what="Agent runs a second that failed, were cancelled or were blocked."),
@@ -154,20 +158,22 @@ def errors() -> list[Any]:
 
 def models_compared() -> list[Any]:
     """Return one row for each model."""
-    calls, ok = (total(semconv.M_LLM_CALLS, *matchers, by="model") for matchers in ((), (SUCCESS,)))
+    calls, ok, refused = (total(semconv.M_LLM_CALLS, matcher, by="model") for matcher in (SENT, SUCCESS, REFUSED))
     spent = total(semconv.M_LLM_COST, by="model")
     sent = total(semconv.M_LLM_TOKENS, 'kind=~"input|output"', by="model")
     return [
         columns(
             "Model comparison", "model",
             ("Calls", "short", calls),
+            ("Refused", "short", refused),
             ("Success rate", "percent", share(ok, calls, by="model")),
             ("Cost", "currencyUSD", spent),
             ("Cost per 1,000 calls", "currencyUSD", f"1000 * {spent} / ({calls} > 0)"),
             ("Tokens per call", "short", f"{sent} / ({calls} > 0)"),
             ("p95 latency", "s", quantile(95, semconv.M_LLM_DURATION, "model", RANGE)),
             ("p95 first chunk", "s", quantile(95, semconv.M_LLM_TIME_TO_FIRST_CHUNK, "model", RANGE)),
-            what="The same figures for each model, over the range on the screen.",
+            what="The same figures for each model, over the range on the screen. Calls that were refused before they "
+            "were sent are told apart, and in none of the others.",
         )
     ]  # fmt: skip
 
