@@ -64,11 +64,12 @@ def test_agent_runs_and_tool_calls_are_counted(backend: MetricsBackend) -> None:
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_llm_calls_are_counted_with_every_outcome(backend: MetricsBackend, outcome: Outcome) -> None:
-    """Every way a call can end, an abandoned stream included, is a value of the outcome label."""
+    """Every way a call can end, an abandoned stream included, is a value of the outcome label; sent ones are timed."""
     backend.finished(llm_call(outcome=outcome, error_type="TimeoutError", first_chunk_ms=200))
     labels = {"agent": "PlannerAgent", "model": "gpt-4o-mini", "provider": "openai", "error_type": "TimeoutError"}
     assert 1.0 == sample(backend, semconv.M_LLM_CALLS, outcome=outcome.value, **labels)
-    assert 1.0 == sample(backend, f"{semconv.M_LLM_DURATION}_count", model="gpt-4o-mini", provider="openai")
+    timed = sample(backend, f"{semconv.M_LLM_DURATION}_count", model="gpt-4o-mini", provider="openai")
+    assert (0.0 if outcome is Outcome.BLOCKED else 1.0) == timed
     first = sample(backend, f"{semconv.M_LLM_TIME_TO_FIRST_CHUNK}_sum", model="gpt-4o-mini", provider="openai")
     assert 0.2 == first
 
