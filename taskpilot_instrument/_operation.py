@@ -20,7 +20,7 @@ from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, set_span_i
 from taskpilot_instrument import _collector
 from taskpilot_instrument._guard import swallow
 from taskpilot_instrument._recorder import Recorder
-from taskpilot_instrument._records import Checked, Finished, LLMCall
+from taskpilot_instrument._records import Checked, Finished, LLMCall, was_sent
 from taskpilot_instrument._totals import Totals
 from taskpilot_instrument.context import Ids, new_ids, remote_run
 from taskpilot_instrument.errors import BlockedError
@@ -350,8 +350,9 @@ class Operation:
                 price = self.recorder.prices.price_call(call)
             except Exception as error:
                 swallow("price", error)
+        sent = was_sent(outcome)
         for run in self.runs_around():
-            run.add(call, price, outcome)
+            run.add(call, price, sent=sent)
         if price is not None:
             return price
         return None, COST_UNKNOWN if call.billable or call.usage is not None else None

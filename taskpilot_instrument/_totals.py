@@ -5,9 +5,9 @@ from decimal import Decimal
 
 from taskpilot_instrument import _forks
 from taskpilot_instrument._money import ZERO, add
-from taskpilot_instrument._records import Checked, LLMCall, was_sent
+from taskpilot_instrument._records import Checked, LLMCall
 from taskpilot_instrument.pricing import Price
-from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN, Outcome
+from taskpilot_instrument.semconv import COST_DEFAULT, COST_PARTIAL, COST_UNKNOWN
 from taskpilot_instrument.usage import TokenUsage
 
 
@@ -49,13 +49,16 @@ class Totals:
         with self._lock:
             self.begun += 1
 
-    def add(self, call: LLMCall, price: Price | None, outcome: Outcome = Outcome.SUCCESS) -> None:
-        """Add one finished LLM call, which has begun before."""
+    def add(self, call: LLMCall, price: Price | None, *, sent: bool = True) -> None:
+        """Add one finished LLM call, which has begun before.
+
+        :param sent: False where it was refused: then no model was called.
+        """
         usage = call.usage
         with self._lock:
             if not call.billable and usage is None:
                 self.begun -= 1
-            if was_sent(outcome):
+            if sent:
                 self.model = call.model or self.model
             if usage is not None:
                 self.measured += 1

@@ -58,6 +58,7 @@ class _Call(NamedTuple):
 
     cell: CellKey
     payer: tuple[str, str]
+    sent: bool
     #: What went wrong, where it did not succeed.
     problem: str
     add: Callable[[float], None]
@@ -154,10 +155,10 @@ class Recording:
 
     def _finished_call(self, record: Finished, llm: LLMCall, nanoseconds: int | None) -> None:
         outcome, usage, cost = record.outcome, record.usage, record.cost
-        if not was_sent(outcome):
-            nanoseconds = None  # how fast we are at refusing says nothing of the model
         key = (record.workflow, record.agent, record.model, llm.provider, outcome, record.error_type)
         bound = self._calls.get(key) or self._bind_call(key)
+        if not bound.sent:
+            nanoseconds = None  # how fast we are at refusing says nothing of the model
         # What is known in part is spent, but not known.
         unpriced = (llm.billable or usage is not None) if cost is None else record.cost_source == COST_PARTIAL
         lost = None if outcome is Outcome.SUCCESS and not llm.retries else waste_of(record)
@@ -168,7 +169,7 @@ class Recording:
 
     def _count_call(self, facts: _CallFacts) -> None:
         bound, outcome, nanoseconds, waited, wrote, usage, cost, unpriced, lost = facts
-        cell_key, payer, problem, add_call, observe, observe_first_chunk, tokens = bound
+        cell_key, payer, sent, problem, add_call, observe, observe_first_chunk, tokens = bound
         add_call(1)
         if nanoseconds is not None:
             observe(nanoseconds / 1e9)
@@ -184,7 +185,6 @@ class Recording:
             self.families.counter(semconv.M_LLM_UNPRICED, cell_key.model).inc()
         cell = self.windows.open_cell(cell_key)
         calls = cell.calls or cell.of_calls()
-        sent = was_sent(outcome)
         cell.runs += sent
         if outcome is Outcome.SUCCESS:
             cell.successes += 1
@@ -382,6 +382,7 @@ class Recording:
         call = _Call(
             CellKey(Kind.LLM, workflow, agent, model),
             (agent, model),
+            was_sent(str(key[4])),  # not its label, which may be "other"
             outcome if error_type == NONE else error_type,
             adder(self.families.counter(semconv.M_LLM_CALLS, *labels[1:])),
             observer(self.families.histogram(semconv.M_LLM_DURATION, model, provider)),
