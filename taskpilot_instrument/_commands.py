@@ -15,7 +15,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
-from taskpilot_instrument._display import usd
 from taskpilot_instrument.errors import TaskpilotError
 
 Made = TypeVar("Made")
@@ -77,25 +76,6 @@ def answered(make: Callable[[Any], Made], answer: Any, url: str) -> Made:
         return make(answer)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CommandError(f"{url} answered in words of another version, or is no page of ours") from error
-
-
-def budgets(options: Namespace) -> int:
-    """Show how every budget stands; the exit status says whether one is spent."""
-    found = ask(options.url, "/budgets", options.token)
-    rows = answered(lambda told: [_standing(one) for one in told], found, options.url)
-    if options.format == "json":
-        print(json.dumps(found, indent=2))
-    elif not found:
-        print("No budget is set: instrument(budgets=[Budget(…)])")
-    else:
-        show_table(("budget", "account", "window", "spent", "limit", "used", "resets"), rows)
-    return BAD if any(one["ratio"] >= 1 for one in found) else OK
-
-
-def _standing(one: Mapping[str, Any]) -> tuple[str, ...]:
-    spent, limit = float(one["spent_usd"]), one["limit_usd"]
-    resets = one["resets_at"] or "never"
-    return one["name"], one["account"] or "–", one["window"], usd(spent), f"${limit}", f"{one['ratio']:.0%}", resets
 
 
 def prices(options: Namespace) -> int:

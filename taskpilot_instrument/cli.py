@@ -41,6 +41,7 @@ examples:
 _URL: Final = "http://127.0.0.1:8080"
 #: Modules of the commands that have one of their own.
 _PLACES: Final = {
+    "budgets": "_budgets_command",
     "check": "_check",
     "experiments": "_compared",
     "models": "_compared",
@@ -146,7 +147,12 @@ def _parser() -> ArgumentParser:
     latest.add_argument("id", nargs="?", help="request or trace id: that run alone, span by span")
     latest.add_argument("--outcome", choices=RUN_OUTCOMES, help="only those that ended so")
     latest.add_argument("--most", type=_positive, default=20, metavar="N", help="how many (default: %(default)s)")
-    _asking(commands, "budgets", "show how every budget of a running page stands", bad="a budget is spent")
+    _asking(
+        commands,
+        "budgets",
+        "show how every budget of a running page stands",
+        bad="a budget is spent, or refused calls in its window",
+    )
 
     models = _asking(commands, "models", "show the models beside each other", bad="no model was called")
     models.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")

@@ -103,6 +103,7 @@ function wrong(state) {
   for (const one of state.budgets) {
     if (one.ratio >= 1) found.push([one.on_exceed === "block" ? "critical" : "warning", `Budget ${one.name} is spent`,
       `${dollars(one.spent_usd)} of ${dollars(one.limit_usd)}${one.on_exceed === "block" ? "; further calls are refused" : ""}`]);
+    else if (one.refused_calls) found.push(["warning", `Budget ${one.name} refuses calls`, `${many(one.refused_calls, "call")} refused; ${dollars(one.spent_usd)} of ${dollars(one.limit_usd)} spent`]);
   }
   for (const report of state.experiments) {
     if (report.assignment?.broken) found.push(["warning", `Experiment ${report.experiment}`, "its units are not shared out as designed"]);

@@ -49,6 +49,8 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
             "ratio": status.ratio,
             "resets_at": status.resets_at.isoformat() if status.resets_at is not None else None,
             "on_exceed": status.on_exceed,
+            "soft_ratio": status.soft_ratio,
+            "refused_calls": status.refused_calls,
         }
         for status in handle.budgets()
     ]
