@@ -1,7 +1,9 @@
 """The latest runs and events in memory: what the live page shows in place of Jaeger and Kibana."""
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final
 
 from taskpilot_instrument import _forks, semconv
@@ -9,6 +11,7 @@ from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument.redaction import capture_text
 from taskpilot_instrument.semconv import Kind, Outcome
 
+#: Of each outcome, so that thousands of successes leave the failures where they are.
 _MOST_RUNS: Final = 200
 _MOST_OPEN: Final = 1_000
 #: Spans kept of one run; a run in circles has no end of them.
@@ -20,7 +23,7 @@ Node = dict[str, Any]
 
 
 class Ring:
-    """A sink that keeps the latest runs as trees of JSON, and the latest decisions and errors.
+    """A sink that keeps the latest runs of each outcome as trees of JSON, and the latest decisions and errors.
 
     :param redact: what messages of errors pass through.
     :param epoch_ns: the time of events that come from outside of a run, such as feedback.
@@ -33,7 +36,8 @@ class Ring:
         self._epoch_ns = epoch_ns
         self._lock = _forks.lock()
         self._open: OrderedDict[int, list[Node]] = OrderedDict()
-        self._runs: deque[Node] = deque(maxlen=_MOST_RUNS)
+        #: By outcome, each with its place among all.
+        self._runs: defaultdict[str, deque[tuple[int, Node]]] = defaultdict(lambda: deque(maxlen=_MOST_RUNS))
         self._events: deque[Node] = deque(maxlen=_MOST_EVENTS)
         #: Grows with every change.
         self.version = 0
@@ -63,8 +67,8 @@ class Ring:
             if len(spans) < _MOST_SPANS or parent is None:
                 spans.append(node)
             if parent is None:
-                self._runs.append(_tree(node, self._open.pop(root)))
                 self.version += 1
+                self._runs[node["outcome"]].append((self.version, _tree(node, self._open.pop(root))))
             elif len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
         if record.outcome is Outcome.ERROR:
@@ -116,10 +120,14 @@ class Ring:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def runs(self, most: int = _MOST_RUNS) -> list[Node]:
-        """Return the latest runs, newest first, each a list of spans in the order in which they are drawn."""
+    def runs(self, outcome: str | None = None) -> list[Node]:
+        """Return the latest runs, newest first, each with its spans in the order in which they are drawn.
+
+        :param outcome: only those that ended so; else the latest of each outcome.
+        """
         with self._lock:
-            return list(self._runs)[-most:][::-1]
+            kept = list(chain.from_iterable(self._runs.values()) if outcome is None else self._runs.get(outcome, ()))
+        return [run for _, run in sorted(kept, key=itemgetter(0), reverse=True)]
 
     def events(self, most: int = _MOST_EVENTS) -> list[Node]:
         """Return the latest events, newest first."""
