@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.util.types import AttributeValue
 
 from taskpilot_instrument import semconv
+from taskpilot_instrument._display import usd_decimals
 
 _Tags = Mapping[str, AttributeValue]
 _FIGURES: Final = ("tokens in", "tokens out", "cost", "latency")
@@ -69,8 +70,10 @@ def _count(value: AttributeValue | None) -> str:
 
 
 def _usd(value: AttributeValue | None) -> str:
-    """Write an amount with as many digits as a single small call needs."""
-    return f"${value:.7f}" if isinstance(value, int | float) else ""
+    """Write an amount with as many digits as a single small call needs, or a very small one."""
+    if not isinstance(value, int | float):
+        return ""
+    return f"${value:.{max(7, usd_decimals(value))}f}"
 
 
 def _remark(span: ReadableSpan) -> str:

@@ -136,6 +136,9 @@ function part(name, data, show) {
 
 function draw(state) {
   drawSignals(state);
+  const whole = at("window").options[0], began = state.signals.since && new Date(state.signals.since).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
+  const told = `since the start${began ? `, ${began}` : ""}`;
+  if (began && whole.textContent !== told) whole.textContent = told;
   drawWrong(state);
   part("events", state.events, drawEvents);
   part("workflows", [state.workflows, state.agents], ([workflows, agents]) => drawWorkflows(workflows, agents));
