@@ -411,8 +411,8 @@ def parse_window(window: str) -> int:
     seconds = int(found[1]) * _SECONDS[found[2]] if found is not None else 0
     if not _SHORTEST <= seconds <= _LONGEST:
         raise ConfigurationError(
-            f"window={window!r:.80}: expected text, a number with s, m or h behind it, between one minute and 24 hours, "
-            f"such as '90s', '15m' or '1h'{_meant(window)}"
+            f"window={window!r:.80}: expected text, a number with s, m or h behind it, between one minute and "
+            f"24 hours, such as '90s', '15m' or '1h'{_meant(window)}"
         )
     return seconds
 

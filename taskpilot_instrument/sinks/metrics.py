@@ -233,7 +233,7 @@ class MetricsBackend(Recording):
 
     @property
     def began_at_s(self) -> float | None:
-        """When it began to count, in seconds since 1970; None where workers share what they count: they know of none."""
+        """When it began to count, in seconds since 1970; None where workers share what they count."""
         return None if self.is_shared else self._began_ns / 1e9
 
     def waste(self, window_ns: int | None = None) -> dict[str, Waste]:
