@@ -161,8 +161,11 @@ def test_others_words_do_nothing_to_a_terminal(arguments: list[str], page: Serve
     [
         (["serve", "agents.py"], "expected the name of a module, such as agents, not of a file"),
         (["serve", "./src/agents.py"], "such as src.agents"),
-        (["serve", "--port", "99999"], "port=99999: expected a whole number from 0 to 65535"),
-        (["demo", "--serve", "--port", "-1"], "port=-1: expected a whole number"),
+        (["serve", "--port", "http"], "expected a port from 1 to 65535, or 0 for a free one, not 'http'"),
+        (["demo", "--port", "70000"], "expected a port from 1 to 65535, or 0 for a free one, not '70000'"),
+        (["demo", "--serve", "--port", "-1"], "not '-1'"),
+        (["demo", "--port", "8081"], "--port is that of the page, which comes with --serve"),
+        (["demo", "--serve", "--runs", "3"], "--runs goes without --serve, which runs on and on"),
         (["report", "--output", "/nowhere/at/all.md"], "taskpilot-instrument: "),
     ],
 )
