@@ -122,9 +122,7 @@ def _parser() -> ArgumentParser:
     demo.add_argument(
         "--serve", action="store_true", help="run on and on, with the live page; never calls the real API"
     )
-    demo.add_argument(
-        "--port", type=_port, help=f"with --serve: port of the page (default: {_PORT}; 0 picks a free one)"
-    )
+    demo.add_argument("--port", type=_port, help=f"of the page, with --serve (default: {_PORT}; 0 picks a free one)")
 
     serve = _command(commands, "serve", "serve the live page and the API of what a module does")
     serve.add_argument("module", nargs="?", help="module to import: it starts the agents")
