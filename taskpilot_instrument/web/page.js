@@ -66,9 +66,10 @@ function basis(state, count) {
   const lost = [["failed", found.failed], ["blocked", found.blocked]].filter(([, each]) => each?.runs)
     .map(([how, each]) => `${atLeast(each.cost_usd, each.unpriced)} in ${how} runs`);
   const wasted = found.wasted_cost_usd === null ? [] : [`${atLeast(found.wasted_cost_usd, found.wasted_unpriced_calls !== 0)} on model calls that did not succeed`];
+  const since = found.since ? ` since ${new Date(found.since).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })}` : "";
   const how = found.failed === null ? "" : endings(found.failed.runs, found.blocked.runs);
   return [
-    `${many(found.runs, "run")}: ${number(found.successes)} successful${how ? `, ${how}` : ""}; ` +
+    `${many(found.runs, "run")}${since}: ${number(found.successes)} successful${how ? `, ${how}` : ""}; ` +
       `${number(count)} ${state.source ? "of this process " : ""}in the last ${span(seconds)}, a point for every ${span(width_s)}`,
     `${atLeast(found.total_cost_usd, found.cost_coverage !== null && found.cost_coverage < 1)} spent${[...lost, ...wasted].length ? `, of it ${[...lost, ...wasted].join(", ")}` : ""}`,
     checks(found),
@@ -136,9 +137,6 @@ function part(name, data, show) {
 
 function draw(state) {
   drawSignals(state);
-  const whole = at("window").options[0], began = state.signals.since && new Date(state.signals.since).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
-  const told = `since the start${began ? `, ${began}` : ""}`;
-  if (began && whole.textContent !== told) whole.textContent = told;
   drawWrong(state);
   part("events", state.events, drawEvents);
   part("workflows", [state.workflows, state.agents], ([workflows, agents]) => drawWorkflows(workflows, agents));
