@@ -1,7 +1,7 @@
 // Watches /live and draws what it sends: what is wrong first.
 
 import { drawEvents, drawRuns, groups, onVote } from "./page.runs.js";
-import { at, atLeast, brief, dollars, make, many, milliseconds, number, percent, span, sparkline } from "./page.shapes.js";
+import { at, atLeast, brief, dollars, make, many, milliseconds, moment, number, percent, span, sparkline } from "./page.shapes.js";
 import { drawAgents, drawBudgets, drawExperiments, drawModels, drawWorkflows, nameOf, ofTheirOwn } from "./page.tables.js";
 
 const root = document.documentElement.dataset.root;
@@ -66,14 +66,14 @@ function basis(state, count) {
   const lost = [["failed", found.failed], ["blocked", found.blocked]].filter(([, each]) => each?.runs)
     .map(([how, each]) => `${atLeast(each.cost_usd, each.unpriced)} in ${how} runs`);
   const wasted = found.wasted_cost_usd === null ? [] : [`${atLeast(found.wasted_cost_usd, found.wasted_unpriced_calls !== 0)} on model calls that did not succeed`];
-  const since = found.since ? ` since ${new Date(found.since).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })}` : "";
   const how = found.failed === null ? "" : endings(found.failed.runs, found.blocked.runs);
   return [
-    `${many(found.runs, "run")}${since}: ${number(found.successes)} successful${how ? `, ${how}` : ""}; ` +
+    `${many(found.runs, "run")}: ${number(found.successes)} successful${how ? `, ${how}` : ""}; ` +
       `${number(count)} ${state.source ? "of this process " : ""}in the last ${span(seconds)}, a point for every ${span(width_s)}`,
     `${atLeast(found.total_cost_usd, found.cost_coverage !== null && found.cost_coverage < 1)} spent${[...lost, ...wasted].length ? `, of it ${[...lost, ...wasted].join(", ")}` : ""}`,
     checks(found),
     `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs)`,
+    ...(found.since ? [`counted since ${moment(found.since)}`] : []),
   ];
 }
 

@@ -1,6 +1,6 @@
 // Agents, models, experiments and budgets beside each other.
 
-import { at, atLeast, bar, dollars, fill, make, many, milliseconds, number, percent, sync, table } from "./page.shapes.js";
+import { at, atLeast, bar, dollars, fill, make, many, milliseconds, moment, number, percent, sync, table } from "./page.shapes.js";
 
 const heading = (text, note, title) => ({ text, note, title, class: "num" });
 const amount = (text, note, className) => ({ text, note, class: `num ${className || ""}` });
@@ -150,7 +150,7 @@ export function drawBudgets(budgets) {
   const rows = budgets.map((one) => [JSON.stringify(one), () => {
     const state = one.ratio >= 1 ? "over" : one.ratio >= one.soft_ratio || one.refused_calls ? "near" : "";
     const tone = { over: "error", near: "blocked" }[state] || "";
-    const resets = one.resets_at ? `resets ${new Date(one.resets_at).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })}` : "never resets";
+    const resets = one.resets_at ? `resets ${moment(one.resets_at)}` : "never resets";
     const name = `${one.name}${one.account ? ` (${one.account})` : ""}`;
     const window = one.window === "total" ? "in all" : `each ${one.window}`;
     return make("li", {}, make("div", { class: "row" }, make("span", {}, name),
