@@ -16,6 +16,7 @@ _MOST_RUNS: Final = 200
 _MOST_OPEN: Final = 1_000
 #: Spans kept of one run; a run in circles has no end of them.
 _MOST_SPANS: Final = 300
+#: Likewise of each kind.
 _MOST_EVENTS: Final = 200
 _LONGEST_TEXT: Final = 512
 
@@ -23,7 +24,7 @@ Node = dict[str, Any]
 
 
 class Ring:
-    """A sink that keeps the latest runs of each outcome as trees of JSON, and the latest decisions and errors.
+    """A sink that keeps the latest runs of each outcome as trees of JSON, and the latest decisions and errors by kind.
 
     :param redact: what messages of errors pass through.
     :param epoch_ns: the time of events that come from outside of a run, such as feedback.
@@ -38,7 +39,7 @@ class Ring:
         self._open: OrderedDict[int, list[Node]] = OrderedDict()
         #: By outcome, each with its place among all.
         self._runs: defaultdict[str, deque[tuple[int, Node]]] = defaultdict(lambda: deque(maxlen=_MOST_RUNS))
-        self._events: deque[Node] = deque(maxlen=_MOST_EVENTS)
+        self._events: defaultdict[str, deque[Node]] = defaultdict(lambda: deque(maxlen=_MOST_EVENTS))
         #: Grows with every change.
         self.version = 0
         _forks.tell(self)
@@ -93,7 +94,9 @@ class Ring:
             about["reason"] = capture_text(reason, _LONGEST_TEXT, self._redact)
         with self._lock:
             self.version += 1
-            self._events.append({"id": self.version, "at": at_ns / 1e9, "event": name, "message": message, **about})
+            self._events[name].append(
+                {"id": self.version, "at": at_ns / 1e9, "event": name, "message": message, **about}
+            )
 
     def _node(self, record: Finished, own: int, parent: int | None) -> Node:
         usage, llm = record.usage, record.llm
@@ -130,9 +133,13 @@ class Ring:
         return [run for _, run in sorted(kept, key=itemgetter(0), reverse=True)]
 
     def events(self, most: int = _MOST_EVENTS) -> list[Node]:
-        """Return the latest events, newest first."""
+        """Return the latest events of each kind, newest first.
+
+        :param most: how many of one kind.
+        """
         with self._lock:
-            return list(self._events)[-most:][::-1]
+            kept = [event for events in self._events.values() for event in list(events)[-most:]]
+        return sorted(kept, key=itemgetter("id"), reverse=True)
 
 
 def _trace_id(record: Finished) -> str | None:
