@@ -15,13 +15,14 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
-from taskpilot_instrument._display import usd
 from taskpilot_instrument.errors import TaskpilotError
 
 Made = TypeVar("Made")
 OK: Final = 0
 BAD: Final = 1
 _TOO_MANY: Final = 429
+#: Service tiers that providers sell.
+_TIERS: Final = ("default", "batch", "flex", "priority")
 _SERVERS_FAULT: Final = 500
 
 
@@ -58,7 +59,8 @@ def ask(url: str, path: str, token: str | None, **query: str | None) -> Any:
             said = json.load(error)
             raise refused(f"{url}: {said['title']}; {said.get('hint', '')}") from None
         except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError):
-            raise refused(f"{url} answered {error.code}") from None
+            ours = "" if refused is AwayError else f" to {path}: is it our page? It prints its address when it starts"
+            raise refused(f"{url} answered {error.code}{ours}") from None
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise AwayError(
@@ -77,25 +79,6 @@ def answered(make: Callable[[Any], Made], answer: Any, url: str) -> Made:
         return make(answer)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CommandError(f"{url} answered in words of another version, or is no page of ours") from error
-
-
-def budgets(options: Namespace) -> int:
-    """Show how every budget stands; the exit status says whether one is spent."""
-    found = ask(options.url, "/budgets", options.token)
-    rows = answered(lambda told: [_standing(one) for one in told], found, options.url)
-    if options.format == "json":
-        print(json.dumps(found, indent=2))
-    elif not found:
-        print("No budget is set: instrument(budgets=[Budget(…)])")
-    else:
-        show_table(("budget", "account", "window", "spent", "limit", "used", "resets"), rows)
-    return BAD if any(one["ratio"] >= 1 for one in found) else OK
-
-
-def _standing(one: Mapping[str, Any]) -> tuple[str, ...]:
-    spent, limit = float(one["spent_usd"]), one["limit_usd"]
-    resets = one["resets_at"] or "never"
-    return one["name"], one["account"] or "–", one["window"], usd(spent), f"${limit}", f"{one['ratio']:.0%}", resets
 
 
 def prices(options: Namespace) -> int:
@@ -118,11 +101,31 @@ def prices(options: Namespace) -> int:
     about = {"provider": options.provider, "tier": options.tier}
     narrowed = "".join(f", {name} {value}" for name, value in about.items() if value)
     if all(row[1] == "unknown" for row in rows):
-        print(no_price(options.model, narrowed))
+        print(_priced_otherwise(options) or no_price(options.model, narrowed))
         return BAD
     print(f"{options.model}{narrowed}, USD for a million tokens, by {price_table_date()}")
     show_table(("tokens", "price", "source"), rows)
     return OK
+
+
+def _priced_otherwise(options: Namespace) -> str | None:
+    """Say with which provider or tier a model's price is known; None where it has none at all."""
+    from taskpilot_instrument._forms import did_you_mean
+
+    def known(provider: str | None, tier: str | None) -> bool:
+        with quiet():
+            return BOOK.price(TokenUsage(1, 1), options.model, provider=provider, service_tier=tier) is not None
+
+    from taskpilot_instrument.pricing import BOOK
+    from taskpilot_instrument.usage import TokenUsage
+
+    if options.tier is not None and known(options.provider, None):
+        tiers = [tier for tier in _TIERS if known(options.provider, tier)]
+        meant = did_you_mean(options.tier, tiers)
+        return f"{options.model} has no price for --tier {options.tier}{meant}; tiers with one: {', '.join(tiers)}"
+    if options.provider is not None and known(None, options.tier):
+        return f"{options.model} has no price for --provider {options.provider}; without --provider it has one"
+    return None
 
 
 def no_price(model: str, narrowed: str = "") -> str:

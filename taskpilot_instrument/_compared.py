@@ -2,10 +2,18 @@
 
 import json
 from argparse import Namespace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from taskpilot_instrument._commands import BAD, OK, answered, ask, show, show_table
+from taskpilot_instrument._display import UNKNOWN, milliseconds, percent, usd
+
+if TYPE_CHECKING:
+    from taskpilot_instrument._experiment_report import ExperimentReport
+
+_HEAD: Final = (
+    "experiment", "variant", "runs", "success", "correct", "cost per run", "p50", "p95", "against the first",
+)  # fmt: skip
 
 #: Words that are to be seen from afar, where somebody looks.
 _STYLES: Final = {
@@ -47,11 +55,25 @@ def experiments(options: Namespace) -> int:
     elif not reports:
         print("No experiment has had a run yet: experiment(name, variants, unit=…) begins one")
     else:
-        show_table(("experiment", "runs", "against the first variant"), [_line(report) for report in reports])
+        show_table(_HEAD, [line for report in reports for line in _lines(report)])
+        print("taskpilot-instrument experiments NAME shows one with its intervals.")
     told = {verdict for report in reports for verdict in report.verdicts.values()}
     return BAD if told & {Verdict.WORSE, Verdict.BROKEN} else OK
 
 
-def _line(report: Any) -> tuple[str, str, str]:
-    verdicts = ", ".join(f"{variant} {verdict}" for variant, verdict in report.verdicts.items())
-    return report.experiment, f"{sum(each.runs for each in report.variants):,}", verdicts
+def _lines(report: "ExperimentReport") -> list[tuple[str, ...]]:
+    """Return a line for each variant: what its runs came to, and what can be said of it, decided or not."""
+    return [
+        (
+            report.experiment,
+            each.variant,
+            f"{each.runs:,}",
+            percent(each.success_rate),
+            percent(each.correctness_percent),
+            usd(each.cost_per_run_usd),
+            milliseconds(each.p50_latency_ms),
+            milliseconds(each.p95_latency_ms),
+            str(report.verdicts.get(each.variant, UNKNOWN)),
+        )
+        for each in report.variants
+    ]

@@ -169,10 +169,13 @@ def _called() -> str:
 
 
 def _worth_showing(traces: list[list[ReadableSpan]]) -> dict[str, list[ReadableSpan]]:
-    """Return a run that was retried and one that failed, by what they are; the last run where there are none."""
+    """Return a run that was retried, one that was refused and one that failed; the last run where there are none."""
     retried = next((trace for trace in traces if any(_tag(span, names.HTTP_RESEND_COUNT) for span in trace)), None)
-    failed = next((trace for trace in traces if _tag(trace[-1], names.OUTCOME) == names.Outcome.ERROR), None)
-    named = {"one run that met a rate limit": retried, "one that failed": failed}
+    refused, failed = (
+        next((trace for trace in traces if _tag(trace[-1], names.OUTCOME) == outcome), None)
+        for outcome in (names.Outcome.BLOCKED, names.Outcome.ERROR)
+    )
+    named = {"one run that met a rate limit": retried, "one refused by policy": refused, "one that failed": failed}
     found = {name: trace for name, trace in named.items() if trace is not None}
     return found or ({"the last run": traces[-1]} if traces else {})
 

@@ -14,6 +14,9 @@ from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.experiments import experiment
 
 _PAUSE_S: Final = 0.5
+_TO_COME: Final = """\
+Figures are there from the first run on, one run follows another, and this window says no more. After ten runs a budget
+comes near its limit; the experiment can be judged after 100 runs of each model, in some three minutes."""
 #: The first is the example's own.
 _MODELS: Final = ("gpt-4o-mini", "gpt-4.1-mini")
 #: Goals of the first user, who then has seen enough.
@@ -34,7 +37,7 @@ def demo_with_page(port: int) -> int:
     example = load_example()
     try:
         with instrument(logs="off", budgets=list(BUDGETS), ledger="memory") as observed, serve(port) as page:
-            print(f"The page is at {page.url} (Ctrl+C stops it)", flush=True)
+            print(f"The page is at {page.url} (Ctrl+C stops it)\n{_TO_COME}", flush=True)
             asyncio.run(work(example, goals(example, _PAUSE_S), observed))
     except KeyboardInterrupt:
         print()

@@ -19,8 +19,12 @@ def usd(amount: float | None) -> str:
     """Show money with four decimals, and small amounts with three digits that count: they add up to large ones."""
     if amount is None:
         return UNKNOWN
-    decimals = 4 if not 0 < abs(amount) < 0.01 else 2 - floor(log10(abs(amount)))
-    return f"{'-' if amount < 0 else ''}${abs(amount):,.{decimals}f}"
+    return f"{'-' if amount < 0 else ''}${abs(amount):,.{usd_decimals(amount)}f}"
+
+
+def usd_decimals(amount: float) -> int:
+    """Return with how many decimals money is shown: four, or so many that three digits count; never as zero."""
+    return 4 if not 0 < abs(amount) < 0.01 else 2 - floor(log10(abs(amount)))
 
 
 def milliseconds(value: float | None) -> str:

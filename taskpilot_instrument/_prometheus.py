@@ -165,7 +165,7 @@ class Prometheus:
             body = refusal.read(_PIECE)
             problem = json.loads(body)["error"]
         except (OSError, HTTPException, ValueError, KeyError, TypeError):
-            problem = refusal.reason
+            problem = f"{refusal.reason}; is a Prometheus there? A page of ours is asked with --url"
         return SourceError(f"{self.address} answered HTTP {refusal.code}: {_said(problem)}")
 
 

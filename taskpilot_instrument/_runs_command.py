@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,7 +27,8 @@ def runs(options: Namespace) -> int:
             )
         drawn = answered(_one, found, options.url)
     else:
-        found = answered(lambda told: list(told)[: options.most], found, options.url)
+        kept = answered(lambda told: Counter(run["outcome"] for run in told), found, options.url)
+        found = found[: options.most]
         rows = answered(_all, found, options.url)
     if options.format == "json":
         print(json.dumps(found, indent=2))
@@ -34,6 +36,9 @@ def runs(options: Namespace) -> int:
         show(drawn, _STYLES)
     elif rows:
         show_table(_HEAD, rows)
+        if kept.total() > len(rows):
+            outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in kept.most_common())
+            print(f"{len(rows):,} of the {kept.total():,} that are kept ({outcomes}); --most N shows more.")
     else:
         print(
             "No run has ended yet."

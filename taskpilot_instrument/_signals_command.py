@@ -71,7 +71,8 @@ def _nothing_ran(found: GoldenSignals, known: dict[str, list[str]]) -> str:
     asked = {label: name for label in _FILTERS if (name := getattr(found, label)) is not None}
     if not asked:
         return f"nothing ran{when}"
-    said = f"there is no run of {', '.join(f'{label} {name}' for label, name in asked.items())}{when}"
+    what = found.counted.rpartition(" ")[2]
+    said = f"there is no {what} of {', '.join(f'{label} {name}' for label, name in asked.items())}{when}"
     for label, name in asked.items():
         if name not in known.get(label, [name]):
             said += f" ({label}s are {', '.join(known[label])})"

@@ -1,6 +1,7 @@
 """Golden signals as JSON, and back: what one process answers with, another one shows as its own."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from math import inf, isfinite
 from typing import Any
@@ -18,6 +19,7 @@ def to_json(found: GoldenSignals) -> dict[str, Any]:
         "verdict": str(found.verdict),
         "source": found.source,
         "window_seconds": found.window_seconds,
+        "since": None if found.since is None else found.since.isoformat(),
         "workflow": found.workflow,
         "agent": found.agent,
         "model": found.model,
@@ -67,7 +69,10 @@ def from_json(told: Mapping[str, Any]) -> GoldenSignals:
             "p95_bounds_ms": None if bounds is None else (bounds[0], inf if bounds[1] is None else bounds[1]),
         }
     )
-    return of_sample(sample, told["window_seconds"], told["workflow"], told["agent"], told["model"], told["source"])
+    since = None if told["since"] is None else datetime.fromisoformat(told["since"])
+    return of_sample(
+        sample, told["window_seconds"], told["workflow"], told["agent"], told["model"], told["source"], since
+    )
 
 
 def _sample(sample: Sample) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from taskpilot_instrument._budget_words import crossing, note_refusal, refuse, s
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._recorder import active
 from taskpilot_instrument._records import Event, Finished, LLMCall
+from taskpilot_instrument._refusals import Refusals
 from taskpilot_instrument._worst_case import WorstCase
 from taskpilot_instrument.budgets import Budget, BudgetStatus
 from taskpilot_instrument.errors import BlockedError, ConfigurationError, LedgerError
@@ -64,6 +65,7 @@ class Spending:
         self._epoch_ns = clock.epoch_ns
         self._deny = unavailable == "deny"
         self._backlog = Backlog(ledger)
+        self._refusals = Refusals(ledger)
         self._process = _process()
         self._lock = _forks.lock()
         self._kept: tuple[Kept, ...] = ()
@@ -75,6 +77,7 @@ class Spending:
     def after_fork(self) -> None:
         """Leave to the parent what it has not settled yet."""
         self._backlog = Backlog(self.ledger)
+        self._refusals = Refusals(self.ledger)
         self._process = _process()
 
     def add(self, budget: Budget) -> None:
@@ -99,6 +102,7 @@ class Spending:
         """
         now_s = self._now_s()
         self._catch_up(now_s)
+        self._refusals.write(now_s)
         return tuple(status for kept in self._kept for status in self._status_of(kept, now_s))
 
     def limits(self) -> tuple[Budget, ...]:
@@ -107,7 +111,10 @@ class Spending:
 
     def _status_of(self, kept: Kept, now_s: float) -> Iterator[BudgetStatus]:
         budget, window = kept.budget, kept.window(now_s)
+        may_refuse = kept.blocks or kept.refuses_unpriced
+        refused = self._refusals.of(budget.prefix, window.key, now_s) if may_refuse else {}
         names = self.ledger.accounts(budget.prefix, window.key) if budget.scope else (budget.prefix,)
+        names = tuple(dict.fromkeys([*names, *refused]))  # who was refused from the first call on was charged nothing
         for standing in self.ledger.standings([(name, window.key) for name in names], now_s):
             yield BudgetStatus(
                 budget.name,
@@ -119,6 +126,8 @@ class Spending:
                 (standing.spent + standing.reserved) / budget.limit_pico,
                 window.ends_at,
                 budget.on_exceed,
+                budget.soft_ratio,
+                refused.get(standing.account, 0),
             )
 
     # --- before the call --------------------------------------------------------------------------
@@ -137,7 +146,7 @@ class Spending:
             return
         claims, whose, is_priced = charged
         if not is_priced:
-            _refuse_unpriced(operation, charged, self.ledger, now_s)
+            self._refuse_unpriced(operation, charged, now_s)
         reservation = f"{self._process}{next(_numbers)}"
         held = (
             claims
@@ -152,8 +161,33 @@ class Spending:
                     _refuse_unchecked(operation, charged, error)
             else:
                 if short is not None:
-                    _refuse_beyond(operation, charged, short)
+                    self._refuse_beyond(operation, charged, short, now_s)
         llm.reserved = reservation, charged
+
+    # --- what is refused --------------------------------------------------------------------------
+
+    def _refuse_unpriced(self, operation: Operation, charged: Charged, now_s: float) -> None:
+        """Refuse a call of unknown price in the name of the first budget that lets no such call go."""
+        for claim, (kept, window) in zip(charged.claims, charged.whose, strict=True):
+            if kept.refuses_unpriced:
+                try:
+                    (standing,) = self.ledger.standings([claim[:2]], now_s)
+                except LedgerError:
+                    standing = None
+                self._refusals.add(claim.account, claim.period, now_s)
+                model = operation.llm.model if operation.llm is not None else None
+                reason = f"no price is known for model {model!r}, and on_unpriced is 'block'"
+                refuse(operation, kept.budget, window, reason, standing)
+
+    def _refuse_beyond(self, operation: Operation, charged: Charged, short: Standing, now_s: float) -> NoReturn:
+        """Refuse a call that an account has not enough left for."""
+        place = next(place for place, claim in enumerate(charged.claims) if claim[:2] == short[:2])
+        kept, window = charged.whose[place]
+        self._refusals.add(short.account, short.period, now_s)
+        most = operation.llm.most if operation.llm is not None else None
+        is_assumed = most is None or most.output_tokens is None
+        reason = shortage(kept.budget, charged.claims[place], short, is_assumed=is_assumed)
+        refuse(operation, kept.budget, window, reason, short)
 
     # --- after the call ---------------------------------------------------------------------------
 
@@ -198,6 +232,7 @@ class Spending:
     def close(self) -> None:
         """Settle what still waits."""
         self._backlog.close(self._now_s())
+        self._refusals.write(self._now_s())
 
     def _now_s(self) -> float:
         return self._epoch_ns() / 1e9
@@ -208,20 +243,7 @@ def _process() -> str:
     return f"{uuid4().hex}-"
 
 
-# --- what is refused ----------------------------------------------------------------------------
-
-
-def _refuse_unpriced(operation: Operation, charged: Charged, ledger: Ledger, now_s: float) -> None:
-    """Refuse a call of unknown price in the name of the first budget that lets no such call go."""
-    for claim, (kept, window) in zip(charged.claims, charged.whose, strict=True):
-        if kept.refuses_unpriced:
-            try:
-                (standing,) = ledger.standings([claim[:2]], now_s)
-            except LedgerError:
-                standing = None
-            model = operation.llm.model if operation.llm is not None else None
-            reason = f"no price is known for model {model!r}, and on_unpriced is 'block'"
-            refuse(operation, kept.budget, window, reason, standing)
+# --- what cannot be checked ---------------------------------------------------------------------
 
 
 def _refuse_unchecked(operation: Operation, charged: Charged, error: LedgerError) -> NoReturn:
@@ -229,16 +251,6 @@ def _refuse_unchecked(operation: Operation, charged: Charged, error: LedgerError
     budget = next(kept.budget for kept, _ in charged.whose if kept.blocks)
     note_refusal(operation, budget, _AWAY)
     raise BlockedError(f"budget {budget.name!r} cannot be checked: {_AWAY}") from error
-
-
-def _refuse_beyond(operation: Operation, charged: Charged, short: Standing) -> NoReturn:
-    """Refuse a call that an account has not enough left for."""
-    place = next(place for place, claim in enumerate(charged.claims) if claim[:2] == short[:2])
-    kept, window = charged.whose[place]
-    most = operation.llm.most if operation.llm is not None else None
-    is_assumed = most is None or most.output_tokens is None
-    reason = shortage(kept.budget, charged.claims[place], short, is_assumed=is_assumed)
-    refuse(operation, kept.budget, window, reason, short)
 
 
 # --- what is charged ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.util.types import AttributeValue
 
 from taskpilot_instrument import semconv
+from taskpilot_instrument._display import milliseconds, usd_decimals
 
 _Tags = Mapping[str, AttributeValue]
 _FIGURES: Final = ("tokens in", "tokens out", "cost", "latency")
@@ -69,20 +70,24 @@ def _count(value: AttributeValue | None) -> str:
 
 
 def _usd(value: AttributeValue | None) -> str:
-    """Write an amount with as many digits as a single small call needs."""
-    return f"${value:.7f}" if isinstance(value, int | float) else ""
+    """Write an amount with as many digits as a single small call needs, or a very small one."""
+    if not isinstance(value, int | float):
+        return ""
+    return f"${value:.{max(7, usd_decimals(value))}f}"
 
 
 def _remark(span: ReadableSpan) -> str:
-    """Return what sets this span apart: how it ended if not well, and how often it was tried."""
+    """Return what sets this span apart: how it ended if not well, that it was streamed, how often it was tried."""
     tags: _Tags = span.attributes or {}
     outcome, error = tags.get(semconv.OUTCOME), tags.get(semconv.ERROR_TYPE)
-    retries = tags.get(semconv.HTTP_RESEND_COUNT)
+    retries, first = tags.get(semconv.HTTP_RESEND_COUNT), tags.get(semconv.TIME_TO_FIRST_CHUNK_MS)
     remarks = []
     if outcome is not None and outcome != semconv.Outcome.SUCCESS:
         remarks.append(str(outcome))
     if error is not None:
         remarks.append(str(error))
+    if isinstance(first, int | float):
+        remarks.append(f"streamed, first chunk after {milliseconds(first)}")
     if isinstance(retries, int) and retries > 0:
         remarks.append(f"retried {retries}×")
     return ", ".join(remarks)

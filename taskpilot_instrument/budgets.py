@@ -199,6 +199,8 @@ class BudgetStatus(NamedTuple):
     :param account: the values of its scope, such as ``user=u-1``; empty without a scope.
     :param ratio: spent and reserved, as a share of the limit.
     :param resets_at: when the window ends; None where it never does.
+    :param soft_ratio: share of the limit at which a warning is due.
+    :param refused_calls: calls that it refused in this window, of all processes that share the ledger.
     """
 
     name: str
@@ -210,3 +212,5 @@ class BudgetStatus(NamedTuple):
     ratio: float
     resets_at: datetime | None
     on_exceed: str
+    soft_ratio: float = 0.8
+    refused_calls: int = 0

@@ -38,9 +38,14 @@ examples:
   taskpilot-instrument check                    is everything in place?
   taskpilot-instrument check --prometheus http://127.0.0.1:9090    also rules and scraping
 """
-_URL: Final = "http://127.0.0.1:8080"
+_PORT: Final = 8080
+_LAST_PORT: Final = 65_535
+_URL: Final = f"http://127.0.0.1:{_PORT}"
+#: Of the demo, unless told otherwise.
+_RUNS: Final = 10
 #: Modules of the commands that have one of their own.
 _PLACES: Final = {
+    "budgets": "_budgets_command",
     "check": "_check",
     "experiments": "_compared",
     "models": "_compared",
@@ -65,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return _NO_ANSWER
     options = parser.parse_args(arguments)
+    if options.command == "demo":
+        _check_demo(parser, options)
     try:
         status = _run(options)
         sys.stdout.flush()
@@ -93,7 +100,8 @@ def _run(options: Namespace) -> int:
     if options.command == "demo":
         from taskpilot_instrument._demo import demo
 
-        return demo(options.runs, embedded=options.embedded, serve_port=options.port if options.serve else None)
+        port = _PORT if options.port is None else options.port
+        return demo(options.runs or _RUNS, embedded=options.embedded, serve_port=port if options.serve else None)
     place = import_module(f"taskpilot_instrument.{_PLACES.get(options.command, '_commands')}")
     status: int = getattr(place, options.command)(options)
     return status
@@ -109,16 +117,16 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     demo = _command(commands, "demo", "run an observed agent workflow, and show its trace, logs and golden signals")
-    demo.add_argument("--runs", type=_positive, default=10, metavar="N", help="workflow runs (default: %(default)s)")
+    demo.add_argument("--runs", type=_positive, metavar="N", help=f"workflow runs (default: {_RUNS})")
     demo.add_argument("--embedded", action="store_true", help="never call the real API, even if OPENAI_API_KEY is set")
     demo.add_argument(
         "--serve", action="store_true", help="run on and on, with the live page; never calls the real API"
     )
-    demo.add_argument("--port", type=int, default=8080, help="port of the page (default: %(default)s)")
+    demo.add_argument("--port", type=_port, help=f"of the page, with --serve (default: {_PORT}; 0 picks a free one)")
 
     serve = _command(commands, "serve", "serve the live page and the API of what a module does")
     serve.add_argument("module", nargs="?", help="module to import: it starts the agents")
-    serve.add_argument("--port", type=int, default=8080, help="default: %(default)s; 0 picks a free one")
+    serve.add_argument("--port", type=_port, default=_PORT, help="default: %(default)s; 0 picks a free one")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind to; any but this machine's needs --token")
     serve.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="bearer token to ask for")
     serve.add_argument("--source", help="Prometheus whose golden signals are shown, those of all processes")
@@ -146,7 +154,12 @@ def _parser() -> ArgumentParser:
     latest.add_argument("id", nargs="?", help="request or trace id: that run alone, span by span")
     latest.add_argument("--outcome", choices=RUN_OUTCOMES, help="only those that ended so")
     latest.add_argument("--most", type=_positive, default=20, metavar="N", help="how many (default: %(default)s)")
-    _asking(commands, "budgets", "show how every budget of a running page stands", bad="a budget is spent")
+    _asking(
+        commands,
+        "budgets",
+        "show how every budget of a running page stands",
+        bad="a budget is spent, or refused calls in its window",
+    )
 
     models = _asking(commands, "models", "show the models beside each other", bad="no model was called")
     models.add_argument("--window", help="how far back, such as 15m, 1h or 24h; since the start by default")
@@ -199,6 +212,21 @@ def _asking(commands: Any, name: str, what: str, *, bad: str = "", no_answer: st
     made.add_argument("--token", default=os.environ.get("TASKPILOT_WEB_TOKEN"), help="its bearer token")
     made.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
     return made
+
+
+def _check_demo(parser: ArgumentParser, options: Namespace) -> None:
+    """Refuse what the demo would take and not do."""
+    if options.serve and options.runs is not None:
+        parser.error("demo: --runs goes without --serve, which runs on and on until Ctrl+C")
+    if not options.serve and options.port is not None:
+        parser.error("demo: --port is that of the page, which comes with --serve")
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to {_LAST_PORT}, or 0 for a free one, not {text!r}")
+    return number
 
 
 def _positive(text: str) -> int:

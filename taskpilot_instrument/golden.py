@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from html import escape
 from math import isfinite
@@ -48,6 +49,8 @@ THRESHOLDS: Final[dict[str, Threshold]] = {
 }
 #: What stands in place of a verdict on the others.
 NO_THRESHOLD: Final = "no threshold"
+#: How the cost is called, by what is counted.
+_COSTS: Final = {"run": "cost per task", "agent run": "cost per agent run", "call": "cost per call"}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 _SHORTEST: Final = 60
 _LONGEST: Final = 24 * 3600
@@ -76,11 +79,18 @@ class GoldenSignals:
     model: str | None = None
     #: Address of the Prometheus that was asked; None where these are the figures of this process.
     source: str | None = None
+    #: When the counting began, where nothing shorter was asked for; None where that is not known.
+    since: datetime | None = None
 
     @property
     def runs(self) -> float:
         """Workflow runs; runs of the agent, or calls of the model, that was asked for."""
         return self.sample.runs
+
+    @property
+    def counted(self) -> str:
+        """What :attr:`runs` counts: a ``run`` of a workflow, an ``agent run``, or a ``call`` of a model."""
+        return "call" if self.model is not None else "agent run" if self.agent is not None else "run"
 
     @property
     def successes(self) -> float:
@@ -241,9 +251,15 @@ class GoldenSignals:
 
     def _scope(self) -> str:
         asked = (("workflow", self.workflow), ("agent", self.agent), ("model", self.model))
-        window = "since the start" if self.window_seconds is None else f"last {span(self.window_seconds)}"
         source = () if self.source is None else (f"by {self.source}",)
-        return ", ".join([window, *(f"{what} {name}" for what, name in asked if name is not None), *source])
+        return ", ".join([self._window(), *(f"{what} {name}" for what, name in asked if name is not None), *source])
+
+    def _window(self) -> str:
+        if self.window_seconds is not None:
+            return f"last {span(self.window_seconds)}"
+        if self.source is not None:
+            return "of all the time that it keeps"
+        return "since the start" if self.since is None else f"since the start at {self.since:%Y-%m-%dT%H:%M:%SZ}"
 
     def _spent(self) -> str:
         sample, bound = self.sample, "≥ " if self._is_lower_bound else ""
@@ -257,7 +273,7 @@ class GoldenSignals:
         said += self._wasted()
         for ended, lost in self._lost():
             if lost.usd or lost.unpriced:
-                said += f", {_least(lost)} in {ended} runs"
+                said += f", {_least(lost)} in {ended} {self.counted}s"
         return said
 
     def _wasted(self) -> str:
@@ -279,8 +295,7 @@ class GoldenSignals:
         return [(ended, lost) for ended, lost in both if lost is not None and lost.runs]
 
     def _ended(self) -> str:
-        what = "runs" if self.model is None else "calls"
-        counted = f"{number(self.sample.successes)} of {number(self.sample.runs)} {what}"
+        counted = f"{number(self.sample.successes)} of {number(self.sample.runs)} {self.counted}s"
         ends = [f"{lost.runs:,} {ended}" for ended, lost in self._lost()]
         if self.blocked_calls and self.model is not None:
             ends.append(f"{self.blocked_calls:,} refused before sent")
@@ -297,6 +312,8 @@ class GoldenSignals:
 
     def _checks(self) -> str:
         sample = self.sample
+        if self.model is not None:
+            return "not known of a model's calls"
         counted = f"{number(sample.violations)} counted"
         if sample.checked is None or sample.check_failed is None:
             return counted
@@ -326,7 +343,12 @@ class GoldenSignals:
                 verdicts[G_P95_LATENCY_MS],
                 self._timed(),
             ),
-            ("cost per task", "–" if cost is None else f"{bound}{usd(cost)}", verdicts[G_COST_PER_TASK], self._spent()),
+            (
+                _COSTS[self.counted],
+                "–" if cost is None else f"{bound}{usd(cost)}",
+                verdicts[G_COST_PER_TASK],
+                self._spent(),
+            ),
             (
                 "user correctness",
                 percent(self.user_confirmed_correctness_percent),
@@ -372,7 +394,9 @@ def compute(
     seconds = None if window is None else parse_window(window)
     window_ns = None if seconds is None else seconds * 1_000_000_000
     sample = backend.golden_sample(window_ns, workflow=workflow, agent=agent, model=model, own=own)
-    return of_sample(sample, seconds, workflow, agent, model)
+    began_s = backend.began_at_s if window is None else None
+    since = None if began_s is None else datetime.fromtimestamp(began_s, UTC)
+    return of_sample(sample, seconds, workflow, agent, model, since=since)
 
 
 def of_sample(
@@ -382,6 +406,7 @@ def of_sample(
     agent: str | None,
     model: str | None,
     source: str | None = None,
+    since: datetime | None = None,
 ) -> GoldenSignals:
     """Return the golden signals that a sample comes to, wherever it is from."""
     return GoldenSignals(
@@ -396,6 +421,7 @@ def of_sample(
         agent,
         model,
         source,
+        since,
     )
 
 
@@ -408,10 +434,17 @@ def parse_window(window: str) -> int:
     seconds = int(found[1]) * _SECONDS[found[2]] if found is not None else 0
     if not _SHORTEST <= seconds <= _LONGEST:
         raise ConfigurationError(
-            f"window must be a number of seconds, minutes or hours between one minute and 24 hours, "
-            f"such as '90s', '15m' or '1h', not {window!r}"
+            f"window={window!r:.80}: expected text, a number with s, m or h behind it, between one minute and "
+            f"24 hours, such as '90s', '15m' or '1h'{_meant(window)}"
         )
     return seconds
+
+
+def _meant(window: object) -> str:
+    """Suggest what a number without its unit, or days, may have meant; as text, for it comes over HTTP, too."""
+    found = re.fullmatch(r"([0-9]{1,6})(d?)", str(window))
+    seconds = 0 if found is None else int(found[1]) * (86_400 if found[2] else 1)
+    return f" (did you mean {span(seconds)!r}?)" if _SHORTEST <= seconds <= _LONGEST else ""
 
 
 def judge(key: str, value: float | None) -> Verdict:

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from taskpilot_instrument import _forks, _forms, semconv
 from taskpilot_instrument._definition import check, positive
+from taskpilot_instrument._display import usd
 from taskpilot_instrument._fingerprint import fingerprint
 from taskpilot_instrument._operation import Operation
 from taskpilot_instrument._rates import Sliding
@@ -185,7 +186,7 @@ class RunawayDetector:
         spent = run.spent.add(self._now_ns(), _pico(record.cost))
         if spent <= self._most_pico:
             return None
-        return self._detected(run, SPEND, f"{SPEND}: the run spent ${spent / 1e12:.4f} within a minute")
+        return self._detected(run, SPEND, f"{SPEND}: the run spent {usd(spent / 1e12)} within a minute")
 
     # --- what happens -----------------------------------------------------------------------------
 

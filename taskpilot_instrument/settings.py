@@ -325,8 +325,10 @@ class Settings:
                 raise ConfigurationError(complaint(name, value, spec.form)) from None
             object.__setattr__(self, name, checked)
         if self.otlp_endpoint and "://" not in self.otlp_endpoint and self.otlp_protocol != "grpc":
+            variables = [source.variable for source in _SPECS["otlp_endpoint"].sources]
+            said = next((each for each in variables if os.environ.get(each) == self.otlp_endpoint), "otlp_endpoint")
             raise ConfigurationError(
-                f"otlp_endpoint={self.otlp_endpoint!r}: over {self.otlp_protocol} expected a URL with its scheme, "
+                f"{said}={self.otlp_endpoint!r}: over {self.otlp_protocol} expected a URL with its scheme, "
                 f"such as http://{self.otlp_endpoint}"
             )
 

@@ -89,6 +89,7 @@ def settings_table() -> str:
 def without_times(text: str) -> str:
     """Replace what differs from run to run: times, ids, and the blanks that align them."""
     text = re.sub(r"[\d,.]+ ms\b", "T ms", text)
+    text = re.sub(r"at \d{4}-\d\d-\d\dT[\d:]+Z", "at T", text)
     text = re.sub(r'"(timestamp|request_id|trace_id|span_id)": "[^"]*"', r'"\1": ID', text)
     text = re.sub(r'"latency_ms": [\d.]+', '"latency_ms": T', text)
     return re.sub(r" +", " ", text)

@@ -85,7 +85,9 @@ def test_experiments(shown: tuple[Captured, Server], capsys: pytest.CaptureFixtu
     assert "No experiment has had a run yet" in capsys.readouterr().out
     experiment_runs(30)
     assert 0 == main(["experiments", "--url", url])
-    assert re.search(r"planner-prompt +30 +terse keep running", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"planner-prompt +terse +\d+ +100.00 % .* keep running$", out, re.MULTILINE)
+    assert re.search(r"planner-prompt +control +\d+ +100.00 % .* –$", out, re.MULTILINE)
     report = shown[0].handle.experiment_report("planner-prompt")
     assert 0 == main(["experiments", "planner-prompt", "--url", url])
     assert f"{report}\n" == capsys.readouterr().out
@@ -100,7 +102,9 @@ def test_a_worse_variant_is_the_exit_status(shown: tuple[Captured, Server], caps
     experiment_runs(400, failing="terse")
     url = shown[1].url
     assert [1, 1] == [main(["experiments", *name, "--url", url]) for name in ([], ["planner-prompt"])]
-    assert "terse worse" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"planner-prompt +terse +\d+ +0.00 % .* worse$", out, re.MULTILINE)
+    assert "terse worse" in out
 
 
 def test_a_broken_assignment_is_the_exit_status(

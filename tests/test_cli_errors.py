@@ -18,6 +18,7 @@ import pytest
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.cli import main
+from taskpilot_instrument.embedded import EmbeddedServer
 from taskpilot_instrument.testing import capture
 from taskpilot_instrument.web import Server, serve
 
@@ -104,6 +105,36 @@ def test_another_server_is_told(command: str, form: str, another: str, capsys: p
     assert "another version" in capsys.readouterr().err
 
 
+def test_another_place_is_told(page: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """A page below a path that is none of ours, a page that is no Prometheus, and a port that is taken are named."""
+    assert 2 == main(["signals", "--url", f"{page.url}other"])
+    assert f"{page.url}other: not found" in capsys.readouterr().err.lower()
+    assert 2 == main(["signals", "--source", page.url.rstrip("/")])
+    assert "is a Prometheus there? A page of ours is asked with --url" in capsys.readouterr().err
+    port = page.url.rstrip("/").rpartition(":")[2]
+    made = ended("demo", "--serve", "--port", port)
+    said = f"the page cannot be served on 127.0.0.1:{port} (Address already in use): choose another port (--port), or 0"
+    assert (2, "") == (made.returncode, made.stdout)
+    assert f"taskpilot-instrument: {said}, which picks a free one\n" == made.stderr
+
+
+def test_a_server_without_our_paths_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that knows nothing of what is asked is named, with what was asked and what would be right."""
+    with EmbeddedServer() as other:
+        url = other.url.removesuffix("/v1")
+        assert 2 == main(["signals", "--url", url])
+    said = f"{url} answered 404 to /signals: is it our page? It prints its address when it starts\n"
+    assert f"taskpilot-instrument: {said}" == capsys.readouterr().err
+
+
+def test_a_price_that_is_known_otherwise_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A tier or provider that has no price is told apart from a model that has none."""
+    assert 1 == main(["prices", "gpt-4o-mini", "--tier", "bach"])
+    assert "(did you mean 'batch'?); tiers with one: default, batch, priority\n" in capsys.readouterr().out
+    assert 1 == main(["prices", "gpt-4o-mini", "--provider", "nobody"])
+    assert "no price for --provider nobody; without --provider it has one\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["signals", "runs", "budgets", "models", "prices"])
 def test_any_encoding_can_be_written_to(command: str, page: Server) -> None:
     """A terminal that has no dash gets a question mark."""
@@ -161,8 +192,11 @@ def test_others_words_do_nothing_to_a_terminal(arguments: list[str], page: Serve
     [
         (["serve", "agents.py"], "expected the name of a module, such as agents, not of a file"),
         (["serve", "./src/agents.py"], "such as src.agents"),
-        (["serve", "--port", "99999"], "port=99999: expected a whole number from 0 to 65535"),
-        (["demo", "--serve", "--port", "-1"], "port=-1: expected a whole number"),
+        (["serve", "--port", "http"], "expected a port from 1 to 65535, or 0 for a free one, not 'http'"),
+        (["demo", "--port", "70000"], "expected a port from 1 to 65535, or 0 for a free one, not '70000'"),
+        (["demo", "--serve", "--port", "-1"], "not '-1'"),
+        (["demo", "--port", "8081"], "--port is that of the page, which comes with --serve"),
+        (["demo", "--serve", "--runs", "3"], "--runs goes without --serve, which runs on and on"),
         (["report", "--output", "/nowhere/at/all.md"], "taskpilot-instrument: "),
     ],
 )

@@ -97,3 +97,25 @@ def test_an_unknown_run_is_told(shown: tuple[Captured, Server], capsys: pytest.C
     """A run that is not kept is exit status 2 and a sentence."""
     assert 2 == main(["runs", "req-nope", "--url", shown[1].url])
     assert "no run req-nope is among the latest" in capsys.readouterr().err
+
+
+def test_failures_outlive_successes(shown: tuple[Captured, Server], capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs of each outcome are kept apart: thousands of successes, or refusals, leave the failures where they are."""
+    for number in range(3):
+        with pytest.raises(ConnectionError), tp.workflow("triage", request_id=f"ill-{number}"):
+            page_somebody()
+    for number in range(2_000):
+        with tp.workflow("triage", request_id=f"well-{number}"):
+            pass
+        with tp.workflow("triage", request_id=f"refused-{number}") as run:
+            run.block("no")
+    assert 0 == main(["runs", "--url", shown[1].url, "--outcome", "error"])
+    assert ["ill-2", "ill-1", "ill-0"] == [line.split()[6] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert 0 == main(["runs", "ill-0", "--url", shown[1].url])
+    assert "the pager does not answer" in capsys.readouterr().out
+    assert 0 == main(["runs", "--url", shown[1].url, "--most", "2"])
+    _, *latest, said = capsys.readouterr().out.splitlines()
+    assert ["refused-1999", "well-1999"] == [line.split()[6] for line in latest]
+    assert "2 of the 403 that are kept (blocked 200, success 200, error 3); --most N shows more." == said
+    shown_on_page = shown[0].handle.ring().runs()
+    assert sorted((run["started"] for run in shown_on_page), reverse=True) == [run["started"] for run in shown_on_page]

@@ -137,12 +137,17 @@ def test_example_runs_on_its_own() -> None:
 
 
 def test_demo_prints_trees_lines_and_signals(capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo exits 0 and shows a retried and a failed run, three log lines that share ids, the five signals."""
+    """The demo shows a retried, a refused and a failed run, three log lines that share ids, the five signals."""
     assert 0 == main(["demo"])
     printed = capsys.readouterr().out
     assert 2 == printed.count("workflow.run                      1,700         126  $0.0002538")
     assert "chat gpt-4o-mini              150          50  $0.0000525" in printed
+    assert "Traces: one run that met a rate limit, one refused by policy, one that failed." in printed
     assert re.search(r"retried 1×$", printed, re.MULTILINE)
+    assert 3 == len(
+        re.findall(r"chat gpt-4o-mini +1,240 .* streamed, first chunk after [\d.]+ ms$", printed, re.MULTILINE)
+    )
+    assert re.search(r"ReviewerAgent.execute .* blocked", printed)
     assert re.search(r"└─ notify_external_system .* error, ConnectionError$", printed, re.MULTILINE)
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert ["llm.called", "tool.failed", "workflow.finished"] == [line["event_name"] for line in lines]

@@ -1,8 +1,11 @@
 """The golden signals: definitions, filters, windows, verdicts and how they are shown."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, Verdict, compute, judge, parse_window
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
+from taskpilot_instrument.typing import Clock
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_p95_is_within_one_percent(durations: list[float]) -> None:
 def test_the_dictionary_is_the_same_everywhere(
     runs: list[Outcome], costs: list[str | None], feedback: list[bool], violations: int
 ) -> None:
-    """The object's dictionary and the backend's are one, and agree with the unrounded values."""
+    """The object's dictionary and the backend's are one, small costs apart, and agree with the unrounded values."""
     backend = MetricsBackend(aliases=False)
     for outcome in runs:
         backend.finished(workflow_run(outcome=outcome))
@@ -206,6 +210,17 @@ def test_other_windows_are_refused(window: str) -> None:
         parse_window(window)
 
 
+@pytest.mark.parametrize(
+    ("window", "meant"), [(3600, "1h"), ("3600", "1h"), (90, "90s"), ("1d", "24h"), ("2d", None), ("5s", None)]
+)
+def test_a_window_without_its_unit_is_understood_enough_to_say_what_is_right(window: Any, meant: str | None) -> None:
+    """The error names what was given, and what it probably means."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse_window(window)
+    assert str(caught.value).startswith(f"window={window!r}: expected text")
+    assert str(caught.value).endswith("'1h'" if meant is None else f"(did you mean {meant!r}?)")
+
+
 # --- verdicts ---------------------------------------------------------------------------------------
 
 
@@ -257,6 +272,36 @@ an unknown sum in failed runs
   user correctness     100.00 %  no threshold  1 of 1 confirmed
   policy violations      0.00 %  healthy       0 counted, no run was checked"""
     assert expected == str(some_signals(backend))
+
+
+def test_what_is_counted_has_its_name(backend: MetricsBackend) -> None:
+    """A gate on a model passes on calls, and one on an agent on its runs: both say so."""
+    backend.finished(workflow_run())
+    backend.finished(agent_run("Planner"))
+    backend.finished(llm_call(agent="Planner", model="mini"))
+    model, agent = str(compute(backend, model="mini")), str(compute(backend, agent="Planner"))
+    assert re.search(r"success rate +100.00 % +healthy +1 of 1 calls\n", model)
+    assert re.search(r"cost per call +\$", model)
+    assert re.search(r"policy violations +– +unknown +not known of a model's calls$", model)
+    assert re.search(r"success rate +100.00 % +healthy +1 of 1 agent runs\n", agent)
+    assert re.search(r"cost per agent run +\$", agent)
+    assert "1 of 1 runs" in str(compute(backend))
+
+
+def test_since_when(clock: ManualClock) -> None:
+    """Without a window the head says when the counting began, in UTC; with one it need not."""
+    with closing(MetricsBackend(clock=Clock(clock.clock.monotonic_ns, lambda: 1_764_115_405_000_000_000))) as backend:
+        assert datetime(2025, 11, 26, 0, 3, 25, tzinfo=UTC) == compute(backend).since
+        assert str(compute(backend)).startswith("Golden signals, since the start at 2025-11-26T00:03:25Z: unknown\n")
+        assert compute(backend, window="1h").since is None
+
+
+def test_a_cost_that_is_not_zero_never_shows_as_zero(backend: MetricsBackend) -> None:
+    """However small it is, digits that count are shown; the contract's dictionary has four decimals."""
+    backend.finished(workflow_run())
+    backend.finished(llm_call(cost="0.0000000123"))
+    assert "$0.0000000123" in str(compute(backend))
+    assert 0.0 == compute(backend).as_dict()["cost_per_successful_task_usd"]
 
 
 def test_html_is_escaped(backend: MetricsBackend) -> None:

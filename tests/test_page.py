@@ -58,6 +58,21 @@ def test_it_loads_and_moves(browser: Any, shown: tuple[Captured, Server], client
     assert [] == page.close()
 
 
+def test_a_budget_that_refuses_is_wrong(browser: Any, client: openai.OpenAI) -> None:
+    """Below its limit, too, a budget that refuses calls is told on top, with how many; and since when is counted."""
+    budgets = [Budget("tight", "0.0001", on_exceed="block")]
+    with capture(budgets=budgets, ledger="memory") as captured, serve(0, handle=captured.handle) as server:
+        for _ in range(2):
+            with pytest.raises(tp.BudgetExceededError):
+                run_once(client, "req-refused")
+        page = Page(browser, server.url)
+        told = "Budget tight refuses calls – 2 calls refused; $0 of $0.000100 spent"
+        page.page.locator("#wrong", has_text=told).wait_for()
+        page.page.locator("#budgets", has_text="blocks, 2 calls refused").wait_for()
+        page.page.locator("#basis", has_text="counted since").wait_for()
+        assert [] == page.close()
+
+
 def test_a_vote_changes_the_signal(browser: Any, shown: tuple[Captured, Server], client: openai.OpenAI) -> None:
     """Thumbs up on a run is recorded as feedback, shown as pressed, and moves user correctness."""
     run_once(client, "req-vote")

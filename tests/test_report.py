@@ -174,6 +174,19 @@ def test_an_unfinished_period_is_compared_with_the_equal_part(ledger: str) -> No
         assert text.index("The hour since 09:00") < text.index("success rate")
 
 
+def test_what_happened_in_the_running_hour_alone(tmp_path: Path) -> None:
+    """Where only the hour that runs has something, the report does not say that nothing was recorded at all."""
+    place = str(tmp_path / "ledger.db")
+    with program(TUESDAY + timedelta(hours=9, minutes=5), ledger=place) as runs:
+        runs.run()
+    made = tp.report("day", now=TUESDAY + timedelta(hours=9, minutes=30), ledger=place)
+    running, nothing = made.first
+    assert running.endswith("not in the figures: 1 run, 1 successful, $0.0000525 so far.")
+    assert "Nothing was recorded in either period until 09:00." == nothing
+    earlier = tp.report("day", now=TUESDAY + timedelta(hours=9), ledger=place)
+    assert ("Nothing was recorded in either period.",) == earlier.first
+
+
 @pytest.mark.parametrize(
     ("period", "begins"), [("day", TUESDAY), ("week", MONDAY), ("month", datetime(2026, 12, 1, tzinfo=UTC))]
 )

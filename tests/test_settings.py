@@ -200,6 +200,14 @@ def test_an_endpoint_without_scheme_is_for_grpc_only() -> None:
     assert "such as http://collector:4317" in complaint(otlp_endpoint="collector:4317")
 
 
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "TASKPILOT_OTLP_ENDPOINT"])
+def test_an_endpoint_without_scheme_is_told_by_its_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a variable gave the endpoint, the error names the variable."""
+    monkeypatch.setenv(variable, "collector:4317")
+    with pytest.raises(ConfigurationError, match=f"^{variable}='collector:4317': over http/protobuf expected a URL"):
+        Settings()
+
+
 def test_resource_attributes_are_read_as_opentelemetry_reads_them() -> None:
     """Pairs are percent-decoded, and the service's name is not one of them."""
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop, team=a%2Cb ,,deployment.environment.name=prod,"}

@@ -343,3 +343,18 @@ def test_fuzzed_by_its_own_description(captured: Captured) -> None:
 
             ask()
         assert tried > 25
+
+
+def test_what_is_refused_hides_no_failure(client: openai.OpenAI) -> None:
+    """However many calls a budget refuses, the run that failed before and its error stay on the page."""
+    budgets = [Budget("none", "0.000001", on_exceed="block")]
+    with capture(budgets=budgets, ledger="memory") as captured, serve(0, handle=captured.handle) as server:
+        with pytest.raises(ValueError, match="ill"), tp.workflow("w", request_id="req-ill"):
+            raise ValueError("ill")
+        for _ in range(250):
+            with pytest.raises(tp.BudgetExceededError), tp.workflow("w"):
+                client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}])
+        state = httpx.get(server.url + "state").json()
+    assert ["req-ill"] == [run["request_id"] for run in state["older_failures"] if run["outcome"] == "error"]
+    assert ["req-ill"] == [event["request_id"] for event in state["events"] if event["event"] == "error"]
+    assert {25, 50} == {len(state["runs"]), sum(event["event"] == "budget.blocked" for event in state["events"])}

@@ -116,7 +116,8 @@ def first(times: Times, now: Facts | None, before: Facts | None, latest: Facts |
             f"The hour since {times.now.until.astimezone(times.zone):%H:%M} is not over, and not in the figures: "
             f"{of(round(latest.sample.runs), 'run')}, {round(latest.sample.successes):,} successful, {spent} so far."
         )
-    return (*notes, *_of_what_is_missing(times, now, before))
+    until = times.now.until.astimezone(times.zone)
+    return (*notes, *_of_what_is_missing(times, now, before, f" until {until:%H:%M}" if latest is not None else ""))
 
 
 def about(times: Times, source: Source, now: Facts | None, *, empty_days: int) -> tuple[str, ...]:
@@ -162,13 +163,17 @@ def _of_times(times: Times) -> list[str]:
     return notes
 
 
-def _of_what_is_missing(times: Times, now: Facts | None, before: Facts | None) -> list[str]:
+def _of_what_is_missing(times: Times, now: Facts | None, before: Facts | None, until: str) -> list[str]:
+    """Say of what nothing is known.
+
+    :param until: up to when the figures are, where something happened since.
+    """
     if not times.is_compared:
-        return ["Nothing was recorded in it so far."] if now is None else []
+        return [f"Nothing was recorded in it{until or ' so far'}."] if now is None else []
     if now is None and before is None:
-        return ["Nothing was recorded in either period."]
+        return [f"Nothing was recorded in either period{until}."]
     if now is None:
-        return ["Nothing was recorded in this period."]
+        return [f"Nothing was recorded in this period{until}."]
     return ["Nothing was recorded in the period before."] if before is None else []
 
 

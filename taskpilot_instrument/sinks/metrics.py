@@ -52,7 +52,10 @@ class MetricsBackend(Recording):
     ) -> None:
         if label_cap < 1:
             raise ConfigurationError(f"label_cap must be at least 1, not {label_cap}")
-        super().__init__((clock or _SYSTEM_CLOCK).monotonic_ns, label_cap)
+        clock = clock or _SYSTEM_CLOCK
+        super().__init__(clock.monotonic_ns, label_cap)
+        self._epoch_ns = clock.epoch_ns
+        self._began_ns = clock.epoch_ns()
         self.registry = CollectorRegistry() if registry is None else registry
         self._customs = Customs(self.registry)
         self._aliases = Aliases(self._alias_figures) if aliases else None
@@ -82,6 +85,7 @@ class MetricsBackend(Recording):
         for registry in (self.registry, self.scraped):
             _forks.free(getattr(registry, "_lock", None))  # a thread of the parent may have been scraping
         super().after_fork()
+        self._began_ns = self._epoch_ns()
         for custom in self._customs.all():
             custom.clear()
 
@@ -226,6 +230,11 @@ class MetricsBackend(Recording):
         """
         look = self.windows.own if own else self.windows.select
         return golden_sample(look(window_ns), workflow, agent, model)
+
+    @property
+    def began_at_s(self) -> float | None:
+        """When it began to count, in seconds since 1970; None where workers share what they count."""
+        return None if self.is_shared else self._began_ns / 1e9
 
     def waste(self, window_ns: int | None = None) -> dict[str, Waste]:
         """Return what each agent's LLM calls wasted, the most expensive first; ``none`` is calls without an agent.

@@ -1,7 +1,9 @@
 """The latest runs and events in memory: what the live page shows in place of Jaeger and Kibana."""
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final
 
 from taskpilot_instrument import _forks, semconv
@@ -9,10 +11,12 @@ from taskpilot_instrument._records import Event, Finished
 from taskpilot_instrument.redaction import capture_text
 from taskpilot_instrument.semconv import Kind, Outcome
 
+#: Of each outcome, so that thousands of successes leave the failures where they are.
 _MOST_RUNS: Final = 200
 _MOST_OPEN: Final = 1_000
 #: Spans kept of one run; a run in circles has no end of them.
 _MOST_SPANS: Final = 300
+#: Likewise of each kind.
 _MOST_EVENTS: Final = 200
 _LONGEST_TEXT: Final = 512
 
@@ -20,7 +24,7 @@ Node = dict[str, Any]
 
 
 class Ring:
-    """A sink that keeps the latest runs as trees of JSON, and the latest decisions and errors.
+    """A sink that keeps the latest runs of each outcome as trees of JSON, and the latest decisions and errors by kind.
 
     :param redact: what messages of errors pass through.
     :param epoch_ns: the time of events that come from outside of a run, such as feedback.
@@ -33,8 +37,9 @@ class Ring:
         self._epoch_ns = epoch_ns
         self._lock = _forks.lock()
         self._open: OrderedDict[int, list[Node]] = OrderedDict()
-        self._runs: deque[Node] = deque(maxlen=_MOST_RUNS)
-        self._events: deque[Node] = deque(maxlen=_MOST_EVENTS)
+        #: By outcome, each with its place among all.
+        self._runs: defaultdict[str, deque[tuple[int, Node]]] = defaultdict(lambda: deque(maxlen=_MOST_RUNS))
+        self._events: defaultdict[str, deque[Node]] = defaultdict(lambda: deque(maxlen=_MOST_EVENTS))
         #: Grows with every change.
         self.version = 0
         _forks.tell(self)
@@ -63,8 +68,8 @@ class Ring:
             if len(spans) < _MOST_SPANS or parent is None:
                 spans.append(node)
             if parent is None:
-                self._runs.append(_tree(node, self._open.pop(root)))
                 self.version += 1
+                self._runs[node["outcome"]].append((self.version, _tree(node, self._open.pop(root))))
             elif len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
         if record.outcome is Outcome.ERROR:
@@ -89,7 +94,9 @@ class Ring:
             about["reason"] = capture_text(reason, _LONGEST_TEXT, self._redact)
         with self._lock:
             self.version += 1
-            self._events.append({"id": self.version, "at": at_ns / 1e9, "event": name, "message": message, **about})
+            self._events[name].append(
+                {"id": self.version, "at": at_ns / 1e9, "event": name, "message": message, **about}
+            )
 
     def _node(self, record: Finished, own: int, parent: int | None) -> Node:
         usage, llm = record.usage, record.llm
@@ -116,15 +123,23 @@ class Ring:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def runs(self, most: int = _MOST_RUNS) -> list[Node]:
-        """Return the latest runs, newest first, each a list of spans in the order in which they are drawn."""
+    def runs(self, outcome: str | None = None) -> list[Node]:
+        """Return the latest runs, newest first, each with its spans in the order in which they are drawn.
+
+        :param outcome: only those that ended so; else the latest of each outcome.
+        """
         with self._lock:
-            return list(self._runs)[-most:][::-1]
+            kept = list(chain.from_iterable(self._runs.values()) if outcome is None else self._runs.get(outcome, ()))
+        return [run for _, run in sorted(kept, key=itemgetter(0), reverse=True)]
 
     def events(self, most: int = _MOST_EVENTS) -> list[Node]:
-        """Return the latest events, newest first."""
+        """Return the latest events of each kind, newest first.
+
+        :param most: how many of one kind.
+        """
         with self._lock:
-            return list(self._events)[-most:][::-1]
+            kept = [event for events in self._events.values() for event in list(events)[-most:]]
+        return sorted(kept, key=itemgetter("id"), reverse=True)
 
 
 def _trace_id(record: Finished) -> str | None:

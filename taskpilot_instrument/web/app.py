@@ -129,8 +129,7 @@ class _Faces:
             raise ConfigurationError(
                 f"outcome={outcome!r:.80}: expected one of {words}{did_you_mean(outcome, RUN_OUTCOMES)}"
             )
-        runs = [run for run in self._handle.ring().runs() if outcome in (None, run["outcome"])]
-        return JSONResponse(state.clean(runs))
+        return JSONResponse(state.clean(self._handle.ring().runs(outcome)))
 
     async def models(self, request: Request) -> Response:
         """Answer with how the models stand beside each other."""

@@ -99,7 +99,7 @@ DESCRIPTION: Final[dict[str, Any]] = {
             _query("window", "how far back, such as 1h; figures of a window are not judged"),
         ),
         "/runs": _get(
-            "The latest runs, as span trees",
+            "The latest 200 runs of each outcome, newest first, as span trees",
             _query("outcome", f"only those that ended so: one of {', '.join(RUN_OUTCOMES)}"),
         ),
         "/state": _get("All that the page shows", _WINDOW),

@@ -1,7 +1,7 @@
 // Watches /live and draws what it sends: what is wrong first.
 
 import { drawEvents, drawRuns, groups, onVote } from "./page.runs.js";
-import { at, atLeast, brief, dollars, make, many, milliseconds, number, percent, span, sparkline } from "./page.shapes.js";
+import { at, atLeast, brief, dollars, make, many, milliseconds, moment, number, percent, span, sparkline } from "./page.shapes.js";
 import { drawAgents, drawBudgets, drawExperiments, drawModels, drawWorkflows, nameOf, ofTheirOwn } from "./page.tables.js";
 
 const root = document.documentElement.dataset.root;
@@ -73,6 +73,7 @@ function basis(state, count) {
     `${atLeast(found.total_cost_usd, found.cost_coverage !== null && found.cost_coverage < 1)} spent${[...lost, ...wasted].length ? `, of it ${[...lost, ...wasted].join(", ")}` : ""}`,
     checks(found),
     `${many(found.feedback, "verdict")} of users (${percent(found.feedback_response_rate_percent)} of runs)`,
+    ...(found.since ? [`counted since ${moment(found.since)}`] : []),
   ];
 }
 
@@ -103,6 +104,7 @@ function wrong(state) {
   for (const one of state.budgets) {
     if (one.ratio >= 1) found.push([one.on_exceed === "block" ? "critical" : "warning", `Budget ${one.name} is spent`,
       `${dollars(one.spent_usd)} of ${dollars(one.limit_usd)}${one.on_exceed === "block" ? "; further calls are refused" : ""}`]);
+    else if (one.refused_calls) found.push(["warning", `Budget ${one.name} refuses calls`, `${many(one.refused_calls, "call")} refused; ${dollars(one.spent_usd)} of ${dollars(one.limit_usd)} spent`]);
   }
   for (const report of state.experiments) {
     if (report.assignment?.broken) found.push(["warning", `Experiment ${report.experiment}`, "its units are not shared out as designed"]);

@@ -86,6 +86,7 @@ export function dollars(value) {
 // What is known of a sum; of nothing known it is not zero.
 export const atLeast = (value, isPart) => (isPart && !Number(value) ? none : `${isPart && !unknown(value) ? "≥ " : ""}${dollars(value)}`);
 export const clock = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleTimeString() : "");
+export const moment = (iso) => new Date(iso).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 export const utc = (seconds) => (seconds ? `${new Date(seconds * 1000).toISOString()}, as log lines have it` : "");
 export function span(seconds) {
   const [size, unit] = seconds % 3600 === 0 ? [3600, "hour"] : seconds % 60 === 0 ? [60, "minute"] : [1, "second"];

@@ -1,6 +1,6 @@
 // Agents, models, experiments and budgets beside each other.
 
-import { at, atLeast, bar, dollars, fill, make, many, milliseconds, number, percent, sync, table } from "./page.shapes.js";
+import { at, atLeast, bar, dollars, fill, make, many, milliseconds, moment, number, percent, sync, table } from "./page.shapes.js";
 
 const heading = (text, note, title) => ({ text, note, title, class: "num" });
 const amount = (text, note, className) => ({ text, note, class: `num ${className || ""}` });
@@ -148,14 +148,14 @@ export function drawExperiments(reports) {
 
 export function drawBudgets(budgets) {
   const rows = budgets.map((one) => [JSON.stringify(one), () => {
-    const state = one.ratio >= 1 ? "over" : one.ratio >= 0.8 ? "near" : "";
+    const state = one.ratio >= 1 ? "over" : one.ratio >= one.soft_ratio || one.refused_calls ? "near" : "";
     const tone = { over: "error", near: "blocked" }[state] || "";
-    const resets = one.resets_at ? `resets ${new Date(one.resets_at).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })}` : "never resets";
+    const resets = one.resets_at ? `resets ${moment(one.resets_at)}` : "never resets";
     const name = `${one.name}${one.account ? ` (${one.account})` : ""}`;
     const window = one.window === "total" ? "in all" : `each ${one.window}`;
     return make("li", {}, make("div", { class: "row" }, make("span", {}, name),
       make("span", { class: `word num ${tone}` }, `${Math.round(100 * one.ratio).toLocaleString("en-US")} %`)), bar(one.ratio, state),
-      make("div", { class: "quiet" }, `${dollars(one.spent_usd)} of ${dollars(one.limit_usd)} ${window}; ${resets}`));
+      make("div", { class: "quiet" }, `${dollars(one.spent_usd)} of ${dollars(one.limit_usd)} ${window}${Number(one.reserved_usd) ? `, ${dollars(one.reserved_usd)} reserved` : ""}; ${one.on_exceed === "block" ? "blocks" : "warns"}${one.refused_calls ? `, ${many(one.refused_calls, "call")} refused` : ""}; ${resets}`));
   }]);
   sync(at("budgets"), rows.length ? rows : [["", () => make("li", { class: "quiet" }, "None is set.")]]);
 }

@@ -1,5 +1,6 @@
 """Serve the application by itself: in a thread beside a script, or as a program."""
 
+import socket
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,34 +18,33 @@ _LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "localhost"})
 class Server:
     """A running server; ``with serve(port=8080): …`` stops it at the end of the block."""
 
-    def __init__(self, server: Any, host: str) -> None:
+    def __init__(self, server: Any, host: str, bound: socket.socket) -> None:
         self._server = server
         self._host = host
+        self._bound = bound
         self._thread = threading.Thread(target=self._run, name="taskpilot-web", daemon=True)
 
     def _run(self) -> None:
         # uvicorn leaves the process where it cannot start; start() tells our caller.
         with suppress(SystemExit):
-            self._server.run()
+            self._server.run(sockets=[self._bound])
 
     def start(self) -> Self:
         """Start it, and wait until it answers.
 
-        :raises ConfigurationError: where the port is taken.
+        :raises ConfigurationError: where it cannot be started.
         """
         self._thread.start()
         while not self._server.started:
             self._thread.join(0.01)
             if not self._thread.is_alive():
-                raise ConfigurationError(
-                    f"the page cannot be served on {self._host}:{self._server.config.port}; choose another port"
-                )
+                raise ConfigurationError(f"the page cannot be served on {self._host}: its server ended at once")
         return self
 
     @property
     def url(self) -> str:
         """Where the page is."""
-        port = self._server.servers[0].sockets[0].getsockname()[1]
+        port = self._bound.getsockname()[1]
         return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}/"
 
     def stop(self) -> None:
@@ -110,4 +110,19 @@ def serve(
     )
     config = uvicorn.Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
     running.append(uvicorn.Server(config))
-    return Server(running[0], host).start()
+    return Server(running[0], host, _bind(host, port)).start()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port; here rather than in uvicorn, which logs why it could not, and ends the process.
+
+    :raises ConfigurationError: where it cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0]
+        raise ConfigurationError(
+            f"the page cannot be served on {host}:{port} ({why}): choose another port (--port), or 0, which picks a "
+            f"free one"
+        ) from error

@@ -1,6 +1,7 @@
 """What the page shows, as JSON, and the answers of the API."""
 
 import math
+from collections import Counter
 from typing import Any, Final
 
 from taskpilot_instrument._signals_json import to_json
@@ -15,7 +16,7 @@ from taskpilot_instrument.web.shown import UNKNOWN, Shown
 
 _SHOWN_RUNS: Final = 25
 _SHOWN_FAILURES: Final = 15
-_SHOWN_EVENTS: Final = 100
+_SHOWN_EVENTS: Final = 50
 _SHOWN_NAMES: Final = 20
 _FILTERS: Final = (WORKFLOW, AGENT, MODEL)
 
@@ -49,6 +50,8 @@ def budgets(handle: Instrumentation) -> list[dict[str, Any]]:
             "ratio": status.ratio,
             "resets_at": status.resets_at.isoformat() if status.resets_at is not None else None,
             "on_exceed": status.on_exceed,
+            "soft_ratio": status.soft_ratio,
+            "refused_calls": status.refused_calls,
         }
         for status in handle.budgets()
     ]
@@ -110,7 +113,6 @@ def snapshot(
         standing = []
         problems.append(str(error))
     runs, over = ring.runs(), series.over(seconds)
-    failed = [run for run in runs[_SHOWN_RUNS:] if run["outcome"] != Outcome.SUCCESS]
     try:
         golden = shown.signals(handle, window=window)
     except SourceError as error:
@@ -122,7 +124,7 @@ def snapshot(
         "signals": to_json(golden),
         "series": over._asdict(),
         "runs": runs[:_SHOWN_RUNS],
-        "older_failures": failed[:_SHOWN_FAILURES],
+        "older_failures": _failures(runs[_SHOWN_RUNS:]),
         "events": ring.events(_SHOWN_EVENTS),
         **paced.get("breakdowns", window, lambda: breakdowns(handle, seconds)),
         "models": paced.get("models", window, lambda: models(handle, window)),
@@ -131,6 +133,17 @@ def snapshot(
         "problems": problems,
         "health": paced.get("health", None, lambda: health(handle)),
     })  # fmt: skip
+    return found
+
+
+def _failures(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the latest runs of each outcome but success: many that were refused hide none that failed."""
+    counted = Counter[str]()
+    found = []
+    for run in runs:
+        counted[run["outcome"]] += 1
+        if run["outcome"] != Outcome.SUCCESS and counted[run["outcome"]] <= _SHOWN_FAILURES:
+            found.append(run)
     return found
 
 
