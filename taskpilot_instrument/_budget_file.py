@@ -1,5 +1,6 @@
 """Budgets from a TOML file of ``[[budget]]`` tables."""
 
+import logging
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
@@ -10,6 +11,7 @@ from taskpilot_instrument._forms import did_you_mean
 from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.errors import ConfigurationError
 
+_log = logging.getLogger("taskpilot_instrument")
 _TABLE: Final = "budget"
 _FIELDS: Final = tuple(each.name for each in fields(Budget))
 
@@ -49,6 +51,8 @@ def _read(path: Path) -> Iterable[Budget]:
     tables = document.get(_TABLE, [])
     if not isinstance(tables, list):
         raise ConfigurationError(f"{path}: write [[{_TABLE}]] with two brackets: there can be several")
+    if not tables:
+        _log.warning("taskpilot_instrument: %s holds no [[%s]] table, so no budget is set", path, _TABLE)
     for number, table in enumerate(tables, start=1):
         yield _budget(f"{path}, [[{_TABLE}]] {number}", table)
 

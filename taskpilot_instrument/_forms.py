@@ -1,6 +1,7 @@
 """How the value of a setting is read from text and checked, one form for each kind of value."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -9,6 +10,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from taskpilot_instrument.redaction import redact
+
 _WORDS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
@@ -16,6 +19,8 @@ _WORDS: Final = {
 _NOTHING: Final = frozenset({"none", "off"})
 _OTLP_PATH: Final = "/v1/traces"
 _SHOWN: Final = 80
+#: Of an address that has lost its scheme, so that it does not look like one.
+_PASSWORD: Final = re.compile(r"(?<=:)[^\s:/@]+(?=@)")
 
 
 class Form(NamedTuple):
@@ -56,7 +61,7 @@ def complaint(name: str, value: object, form: Form, take: Callable[[Any], object
     :param name: the argument or environment variable that gave the value.
     :param take: what refused the value, and would take a better one; the form itself where it was given in Python.
     """
-    shown = repr(value)
+    shown = _PASSWORD.sub("[redacted]", redact(repr(value)))
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
     return f"{name}={shown}: expected {form.expected}{_suggestion(value, form, take)}"
@@ -211,6 +216,18 @@ def url() -> Form:
         return value + _OTLP_PATH if parts.path == "" else str(value)
 
     return Form("str", "a URL such as http://localhost:4318 (or host:port for gRPC)", accept, str)
+
+
+def web_address() -> Form:
+    """Take the address of something that is asked over HTTP."""
+
+    def accept(value: Any) -> str:
+        _require(isinstance(value, str))
+        parts = urlsplit(value)
+        _require(parts.scheme in {"http", "https"} and bool(parts.hostname))
+        return str(value)
+
+    return Form("str", "a URL such as http://prometheus:9090", accept, str)
 
 
 def otlp_base(given: str) -> str:

@@ -217,6 +217,9 @@ class GoldenSignals:
         verdicts = {key: judge(key, value) for key, value in self.values.items()}
         if self._is_lower_bound and verdicts[G_COST_PER_TASK] is Verdict.HEALTHY:
             verdicts[G_COST_PER_TASK] = Verdict.UNKNOWN  # what is not known may be the larger part
+        at_most = judge(G_VIOLATION_RATE, _signals.violation_rate_at_most(self.sample))
+        if verdicts[G_VIOLATION_RATE] is Verdict.HEALTHY and at_most in {Verdict.WARNING, Verdict.CRITICAL}:
+            verdicts[G_VIOLATION_RATE] = Verdict.WARNING  # a run that could not be checked may hide a violation
         return verdicts
 
     @property
@@ -314,6 +317,8 @@ class GoldenSignals:
         sample = self.sample
         if self.model is not None:
             return "not known of a model's calls"
+        if sample.violations is None and self.workflow is not None:
+            return "not known of one workflow: some were told by name, which carries none"
         counted = f"{number(sample.violations)} counted"
         if sample.checked is None or sample.check_failed is None:
             return counted
@@ -323,8 +328,8 @@ class GoldenSignals:
             # What the program reports needs no check; and a check counts with its run, once that is over.
             by = " by the program or in open runs" if sample.violations else ""
             return f"{counted}{by}, no {'finished ' if by else ''}run was checked"
-        failed = f", {of(sample.check_failed, 'check')} failed" if sample.check_failed else ""
-        return f"{counted}, {number(sample.checked)} of {number(sample.runs)} runs checked{failed}"
+        failed = f", {number(sample.check_failed)} could not be checked" if sample.check_failed else ""
+        return f"{counted}, {number(sample.checked)} of {number(sample.runs)} {self.counted}s checked{failed}"
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         sample = self.sample
@@ -385,7 +390,7 @@ def compute(
     Without ``agent`` and ``model`` the runs are workflow runs, nested ones included; with ``agent`` they are that
     agent's runs, with ``model`` the LLM calls of that model. Latency, spend and violations are filtered likewise.
     Violations and feedback carry no model, so with ``model`` they are unknown. What was written directly by name
-    carries no workflow, so with ``workflow`` it is left out.
+    carries no workflow, so with ``workflow`` it is left out; violations are unknown then, unless others are known.
 
     :param window: how far to look back, such as ``90s``, ``15m`` or ``24h``; None since the start.
     :param own: only what this process did, where the workers of a machine share their metrics.

@@ -292,7 +292,7 @@ class Settings:
         default=(),
     )
     source: str | None = setting(
-        _forms.optional(_forms.text()),
+        _forms.optional(_forms.web_address()),
         "Prometheus that the page takes its golden signals from, those of all processes, such as "
         "`http://prometheus:9090?job=taskpilot`; None shows this process's.",
         "TASKPILOT_SOURCE",

@@ -424,6 +424,15 @@ def test_a_wrong_file_names_the_place(tmp_path: Path, text: str, said: str) -> N
         pass
 
 
+def test_a_file_without_budgets_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty file is no mistake, but whoever expects limits hears that there are none."""
+    path = tmp_path / "budgets.toml"
+    path.touch()
+    with capture(budgets=path, ledger="memory"):
+        pass
+    assert f"{path} holds no [[budget]] table, so no budget is set" in caplog.text
+
+
 def test_other_things_are_no_budgets() -> None:
     """Something else in the list is refused at start."""
     with pytest.raises(tp.ConfigurationError, match="takes a list of Budget"), capture(budgets=["b"], ledger="memory"):

@@ -153,6 +153,14 @@ def test_address_is_refused_without_its_password() -> None:
     assert SECRET not in str(raised.value)
 
 
+@pytest.mark.parametrize("source", ["prom", f"user:{SECRET}@prom:9090", f"ftp://user:{SECRET}@prom"])
+def test_setting_that_is_no_address(source: str) -> None:
+    """The page's source is looked at when it is set, and not when somebody first looks at the page."""
+    with pytest.raises(ConfigurationError, match=r"source=.*expected a URL such as http://prometheus:9090") as raised:
+        tp.instrument(source=source)
+    assert SECRET not in str(raised.value)
+
+
 def test_filters_that_metrics_cannot_tell() -> None:
     """No metric knows which agent ran in which workflow: that is said rather than answered with something else."""
     with pytest.raises(ConfigurationError, match="no agent or model within a workflow"):

@@ -175,13 +175,13 @@ def test_filters_select_runs_and_spend(backend: MetricsBackend) -> None:
 
 
 def test_direct_writes_count_where_a_filter_can_place_them(backend: MetricsBackend) -> None:
-    """What was written by name counts under its agent or model, and under no workflow."""
+    """What was written by name counts under its agent or model, and of violations nothing is known of one workflow."""
     backend.increment_counter("llm.cost.agent.Planner", 2)
     backend.increment_counter("llm.cost.model.mini", 1)
     backend.increment_counter("agent.Planner.policy.violations")
     spent = [compute(backend, **only).total_cost_usd for only in ({}, {"agent": "Planner"}, {"model": "mini"})]
     assert [2.0, 2.0, 1.0] == spent
-    assert (0.0, 0) == (compute(backend, workflow="w").total_cost_usd, compute(backend, workflow="w").violations)
+    assert (0.0, None) == (compute(backend, workflow="w").total_cost_usd, compute(backend, workflow="w").violations)
 
 
 def test_a_window_slides(backend: MetricsBackend, clock: ManualClock) -> None:
@@ -302,6 +302,20 @@ def test_a_cost_that_is_not_zero_never_shows_as_zero(backend: MetricsBackend) ->
     backend.finished(llm_call(cost="0.0000000123"))
     assert "$0.0000000123" in str(compute(backend))
     assert 0.0 == compute(backend).as_dict()["cost_per_successful_task_usd"]
+
+
+def test_violations_without_a_workflow_are_not_known_of_one(backend: MetricsBackend) -> None:
+    """What was told by name may be of any workflow: of one it is unknown, not zero, unless others are known there."""
+    key = "policy_violation_rate_percent"
+    backend.finished(workflow_run())
+    assert 0.0 == compute(backend, workflow="triage").policy_violation_rate_percent
+    backend.increment_counter("policy.violations.total")
+    signals = compute(backend, workflow="triage")
+    assert (None, None, Verdict.UNKNOWN) == (signals.violations, signals.as_dict()[key], signals.verdicts[key])
+    assert "told by name, which carries none" in str(signals)
+    assert 100.0 == compute(backend).policy_violation_rate_percent
+    backend.record_policy_violation("Planner", "p", workflow="triage")
+    assert 1 == compute(backend, workflow="triage").violations
 
 
 def test_html_is_escaped(backend: MetricsBackend) -> None:

@@ -80,7 +80,9 @@ def test_the_users_own_ledger_makes_its_folders(
     assert ["INFO"] == [record.levelname for record in caplog.records if "there was no ledger" in record.getMessage()]
 
 
-@pytest.mark.parametrize("where", ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " "])
+@pytest.mark.parametrize(
+    "where", ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " ", "redis:/x", "SQLite:/x/y"]
+)
 def test_what_is_no_place_is_refused(where: str) -> None:
     """What is neither a file nor a Redis is refused, with what would be right and without its password."""
     with pytest.raises(ConfigurationError, match=r"ledger=.*expected the path of a SQLite file") as caught:

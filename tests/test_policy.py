@@ -424,6 +424,10 @@ async def test_a_failed_check_lets_the_run_go_on(agent: Agent, answer: object) -
     assert (0, 0, 1, 0) == (
         signals.violations, signals.checked_runs, signals.check_failed_runs, signals.unchecked_runs,
     )  # fmt: skip
+    assert (0.0, "warning") == (
+        signals.policy_violation_rate_percent, signals.verdicts["policy_violation_rate_percent"],
+    )  # fmt: skip
+    assert "0 counted, 0 of 1 runs checked, 1 could not be checked" in str(signals)
 
 
 def test_a_failed_check_denies_where_that_was_asked_for() -> None:
@@ -514,7 +518,7 @@ def test_rates_say_how_many_runs_were_checked() -> None:
         signals.policy_violation_rate_of_checked_percent,
     )
     assert 10.0 == signals.as_dict()["policy_violation_rate_percent"]
-    assert "1 counted, 4 of 10 runs checked, 1 check failed" in str(signals)
+    assert "1 counted, 4 of 10 runs checked, 1 could not be checked" in str(signals)
     assert (5, 4, 1, 0) == (
         of_agent.runs, of_agent.checked_runs, of_agent.check_failed_runs, of_agent.unchecked_runs,
     )  # fmt: skip

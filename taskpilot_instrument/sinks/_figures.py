@@ -96,8 +96,8 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
     """Return the sample behind the golden signals.
 
     The runs are those of workflows, of ``agent`` where one is given, or the LLM calls of ``model``. What was
-    written directly by name carries no workflow, so a filter by workflow leaves it out; feedback and violations
-    carry no model.
+    written directly by name carries no workflow, so a filter by workflow leaves it out, and violations are not known
+    where such are all that there are; feedback and violations carry no model.
     """
     kind = Kind.LLM if model is not None else Kind.AGENT if agent is not None else Kind.WORKFLOW
     runs, spend, verdicts = Cell(), Cell(), Cell()
@@ -114,10 +114,14 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
                     spend.merge_sums(cell)
                 elif key.kind is Kind.AGENT:
                     verdicts.merge_sums(cell)
-    said = said_in(buckets) if workflow is None else {}
+    everywhere = said_in(buckets)
+    said = everywhere if workflow is None else {}
 
     def direct(family: str, *at: str | None) -> float:
         return _number(worth(said, Node(family, at)))
+
+    violations = verdicts.violations + direct(semconv.M_POLICY_VIOLATIONS, agent)
+    untold = not violations and worth(everywhere, Node(semconv.M_POLICY_VIOLATIONS, (agent,)))
 
     named_runs = kind is Kind.WORKFLOW
     anyone = agent is None and model is None
@@ -130,7 +134,7 @@ def golden_sample(buckets: list[Bucket], workflow: str | None, agent: str | None
         calls=spend.runs,
         priced=spend.priced,
         unpriced=spend.unpriced,
-        violations=None if model is not None else verdicts.violations + direct(semconv.M_POLICY_VIOLATIONS, agent),
+        violations=None if model is not None or untold else violations,
         correct=_verdicts(
             verdicts.correct, model, direct(semconv.M_FEEDBACK, semconv.VERDICT_CORRECT) if anyone else 0
         ),

@@ -78,6 +78,13 @@ def violation_rate_of_checked(sample: Sample) -> float | None:
     return percent(sample.violations, sample.checked)
 
 
+def violation_rate_at_most(sample: Sample) -> float | None:
+    """Return the rate if each run that could not be checked broke a policy; None where that is not known."""
+    if sample.violations is None or sample.check_failed is None:
+        return None
+    return percent(sample.violations + sample.check_failed, sample.runs)
+
+
 def waste(sample: Sample) -> float | None:
     """Return what calls that did not succeed cost, in percent of all known spend; None where nothing was spent."""
     if sample.wasted is None or sample.spent_usd is None:

@@ -31,6 +31,8 @@ __all__ = [
 
 
 _REDIS: Final = ("redis://", "rediss://", "unix://")
+#: A path that begins so is a slip of an address.
+_SLIPS: Final = (":memory:", "file:", "memory:", "redis:", "rediss:", "sqlite:", "unix:")
 
 
 def open_ledger(where: object = None) -> Ledger:
@@ -83,7 +85,7 @@ def file_of(where: object = None) -> Path | None:
 
 def _path(where: str) -> Path:
     path = where.removeprefix("sqlite://")
-    if not path.strip() or "://" in path or path == ":memory:":
+    if not path.strip() or "://" in path or path.casefold().startswith(_SLIPS):
         raise ConfigurationError(
             f"ledger={redact(where)!r}: expected the path of a SQLite file, sqlite:///…, redis://… or memory"
         )
