@@ -3,12 +3,13 @@
 import importlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.error import URLError
@@ -23,6 +24,9 @@ needs_folder = pytest.mark.skipif(not OBSERVABILITY.exists(), reason="observabil
 #: A proxy of the environment has no business on 127.0.0.1.
 _OPENER: Final = build_opener(ProxyHandler({}))
 _ATTEMPTS: Final = 3
+#: Beneath those that systems give to outgoing connections, which could take one between two looks.
+_PORTS: Final = (12_000, 32_000)
+_RANDOM: Final = random.SystemRandom()
 Found = TypeVar("Found")
 
 
@@ -58,11 +62,12 @@ def run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 that nobody listens on, and that no connection is given before it is taken."""
+    while True:
+        port = _RANDOM.randrange(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def get(url: str, **parameters: str) -> Any:
