@@ -14,7 +14,9 @@ from backends import RedisServer
 from ledger_work import NOW, at_once, in_threads, new, spend
 
 from taskpilot_instrument.errors import LedgerError
-from taskpilot_instrument.sinks.ledger import Claim, Ledger, Standing, Vote, open_ledger
+from taskpilot_instrument.sinks._ledger_circuit import Circuit
+from taskpilot_instrument.sinks._ledger_memory import MemoryLedger
+from taskpilot_instrument.sinks.ledger import Claim, Ledger, Standing, Vote, open_ledger, open_store
 
 CALLERS = 200
 #: Its processes begin with what the server has imported once.
@@ -44,8 +46,9 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def ledger(where: str) -> Iterator[Ledger]:
-    """An open ledger of each kind."""
-    opened = open_ledger(where)
+    """An open ledger of each kind, with patience: a busy machine may not answer within a call's time limit."""
+    store = open_store(where, wait_s=5.0)
+    opened = store if isinstance(store, MemoryLedger) else Circuit(store)
     yield opened
     opened.close()
 
