@@ -5,6 +5,7 @@ from typing import Final
 from uuid import uuid4
 
 from taskpilot_instrument import _forks
+from taskpilot_instrument._guard import swallow
 from taskpilot_instrument.errors import LedgerError
 from taskpilot_instrument.sinks.ledger import Claim, Ledger
 
@@ -48,6 +49,9 @@ class Refusals:
             except LedgerError:
                 with self._lock:
                     self._waiting.update(dict(waiting))
+                return
+            except Exception as error:  # it would stand in the way of the refusal itself: the call would go
+                swallow("budget", error)
                 return
             waiting = waiting[_AT_ONCE:]
 

@@ -227,6 +227,23 @@ def test_a_ledger_of_ones_own_that_fails_costs_no_call(client: openai.OpenAI, se
     assert len(server.requests) == 1
 
 
+def test_a_ledger_that_cannot_count_refusals_refuses(client: openai.OpenAI, server: EmbeddedServer) -> None:
+    """That a refusal could not be counted is our error, and no reason to let the call go."""
+
+    class Miscounts(Away):
+        def settle(self, *_: Any) -> Any:
+            raise ZeroDivisionError
+
+    ledger = Miscounts()
+    ledger.away = False
+    with capture(budgets=[tp.Budget("b", "0.000001", on_exceed="block")], ledger=ledger, reraise=False):
+        before = _guard.swallowed().get("budget", 0)
+        with pytest.raises(tp.BudgetExceededError):
+            ask(client)
+        assert before + 1 == _guard.swallowed()["budget"]
+    assert not server.requests
+
+
 # --- who is charged -----------------------------------------------------------------------------
 
 
