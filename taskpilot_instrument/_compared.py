@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from taskpilot_instrument._commands import BAD, OK, answered, ask, show, show_table
-from taskpilot_instrument._display import UNKNOWN, milliseconds, percent, usd
+from taskpilot_instrument._display import UNKNOWN
 
 if TYPE_CHECKING:
     from taskpilot_instrument._experiment_report import ExperimentReport
-
-_HEAD: Final = (
-    "experiment", "variant", "runs", "success", "correct", "cost per run", "p50", "p95", "against the first",
-)  # fmt: skip
 
 #: Words that are to be seen from afar, where somebody looks.
 _STYLES: Final = {
@@ -41,7 +37,7 @@ def models(options: Namespace) -> int:
 def experiments(options: Namespace) -> int:
     """Show experiments; the exit status says whether a variant is worse, or an assignment broken."""
     from taskpilot_instrument._effects import Verdict
-    from taskpilot_instrument._experiment_report import ExperimentReport
+    from taskpilot_instrument._experiment_report import SHOWN, ExperimentReport
 
     names = [options.name] if options.name is not None else ask(options.url, "/experiments", options.token)
     answers = [
@@ -55,7 +51,8 @@ def experiments(options: Namespace) -> int:
     elif not reports:
         print("No experiment has had a run yet: experiment(name, variants, unit=…) begins one")
     else:
-        show_table(_HEAD, [line for report in reports for line in _lines(report)])
+        head = ("experiment", "variant", *SHOWN, "against the first")
+        show_table(head, [line for report in reports for line in _lines(report)])
         print("taskpilot-instrument experiments NAME shows one with its intervals.")
     told = {verdict for report in reports for verdict in report.verdicts.values()}
     return BAD if told & {Verdict.WORSE, Verdict.BROKEN} else OK
@@ -64,16 +61,6 @@ def experiments(options: Namespace) -> int:
 def _lines(report: "ExperimentReport") -> list[tuple[str, ...]]:
     """Return a line for each variant: what its runs came to, and what can be said of it, decided or not."""
     return [
-        (
-            report.experiment,
-            each.variant,
-            f"{each.runs:,}",
-            percent(each.success_rate),
-            percent(each.correctness_percent),
-            usd(each.cost_per_run_usd),
-            milliseconds(each.p50_latency_ms),
-            milliseconds(each.p95_latency_ms),
-            str(report.verdicts.get(each.variant, UNKNOWN)),
-        )
+        (report.experiment, each.variant, *each.shown(), str(report.verdicts.get(each.variant, UNKNOWN)))
         for each in report.variants
     ]

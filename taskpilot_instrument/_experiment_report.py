@@ -20,6 +20,8 @@ from taskpilot_instrument.sinks._windows import Cell
 _BROKEN_BELOW: Final = 0.001
 #: A chi-square of fewer expected units is no chi-square.
 _LEAST_EXPECTED: Final = 5
+#: What is shown of each variant.
+SHOWN: Final = ("runs", "success", "correct", "cost per run", "p50", "p95")
 _LABELS: Final = {
     Figure.SUCCESS: "success rate",
     Figure.CORRECTNESS: "correctness",
@@ -50,6 +52,17 @@ class VariantFigures:
     cost_per_run_usd: float | None
     p50_latency_ms: float | None
     p95_latency_ms: float | None
+
+    def shown(self) -> tuple[str, ...]:
+        """Return the figures as they are shown, in the order of ``SHOWN``."""
+        return (
+            f"{self.runs:,}",
+            percent(self.success_rate),
+            percent(self.correctness_percent),
+            usd(self.cost_per_run_usd),
+            milliseconds(self.p50_latency_ms),
+            milliseconds(self.p95_latency_ms),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +178,7 @@ class ExperimentReport:
         return f"Assignment: {units} units, as designed (p = {self.sample_ratio_p:.2g})."
 
     def _rows(self) -> list[list[str]]:
-        head = ["", "runs", "success", "correct", "cost per run", "p50", "p95"]
-        return [head] + [
-            [
-                each.variant,
-                f"{each.runs:,}",
-                percent(each.success_rate),
-                percent(each.correctness_percent),
-                usd(each.cost_per_run_usd),
-                milliseconds(each.p50_latency_ms),
-                milliseconds(each.p95_latency_ms),
-            ]
-            for each in self.variants
-        ]
+        return [["", *SHOWN], *([each.variant, *each.shown()] for each in self.variants)]
 
 
 def _row(effect: Effect) -> list[str]:
