@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from taskpilot_instrument._commands import BAD, OK, no_price, quiet, show_table
+from taskpilot_instrument._commands import BAD, OK, no_price, show_table
 from taskpilot_instrument.errors import TaskpilotError
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ def _prices(model: str | None) -> tuple[str, str]:
     from taskpilot_instrument.usage import TokenUsage
 
     name = model or "gpt-4o-mini"
-    with quiet():
-        price = BOOK.price(TokenUsage(1, 1), name)
+    price = BOOK.price(TokenUsage(1, 1), name)
     if price is None:
         return _WRONG, no_price(name)
     return "ok", f"{name} by {price_table_date() if price.source != 'user' else 'a price of your own'}"

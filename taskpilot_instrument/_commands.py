@@ -1,12 +1,10 @@
 """What the commands of the command line do, beside the demo."""
 
 import json
-import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,11 +91,10 @@ def prices(options: Namespace) -> int:
         "output": TokenUsage(0, million),
     }
     rows = []
-    with quiet():
-        for name, usage in parts.items():
-            price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
-            told = ("unknown", "") if price is None else (f"${price.usd.normalize():f}", price.source)
-            rows.append((name, *told))
+    for name, usage in parts.items():
+        price = BOOK.price(usage, options.model, provider=options.provider, service_tier=options.tier)
+        told = ("unknown", "") if price is None else (f"${price.usd.normalize():f}", price.source)
+        rows.append((name, *told))
     about = {"provider": options.provider, "tier": options.tier}
     narrowed = "".join(f", {name} {value}" for name, value in about.items() if value)
     if all(row[1] == "unknown" for row in rows):
@@ -111,13 +108,11 @@ def prices(options: Namespace) -> int:
 def _priced_otherwise(options: Namespace) -> str | None:
     """Say with which provider or tier a model's price is known; None where it has none at all."""
     from taskpilot_instrument._forms import did_you_mean
-
-    def known(provider: str | None, tier: str | None) -> bool:
-        with quiet():
-            return BOOK.price(TokenUsage(1, 1), options.model, provider=provider, service_tier=tier) is not None
-
     from taskpilot_instrument.pricing import BOOK
     from taskpilot_instrument.usage import TokenUsage
+
+    def known(provider: str | None, tier: str | None) -> bool:
+        return BOOK.price(TokenUsage(1, 1), options.model, provider=provider, service_tier=tier) is not None
 
     if options.tier is not None and known(options.provider, None):
         tiers = [tier for tier in _TIERS if known(options.provider, tier)]
@@ -135,17 +130,6 @@ def no_price(model: str, narrowed: str = "") -> str:
     """
     setting = f'MODEL_PRICING["{model}"] = {{"input": …, "output": …}}'
     return f"{model}{narrowed} has no known price: set {setting}, USD per 1M tokens"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the library's own warnings back where a command says the same in its answer."""
-    logger = logging.getLogger("taskpilot_instrument")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def serve(options: Namespace) -> int:
