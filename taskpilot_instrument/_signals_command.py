@@ -11,8 +11,9 @@ from taskpilot_instrument._commands import BAD, OK, AwayError, answered, ask, sh
 from taskpilot_instrument._display import span
 from taskpilot_instrument._instrument import golden_signals
 from taskpilot_instrument._signals_json import from_json, to_json
+from taskpilot_instrument._verdicts import Verdict
 from taskpilot_instrument.errors import SourceError
-from taskpilot_instrument.golden import GoldenSignals, Verdict
+from taskpilot_instrument.golden import GoldenSignals
 
 #: Worst verdicts first; ``--fail-on`` names the mildest that fails.
 _ORDER: Final = (Verdict.CRITICAL, Verdict.WARNING)

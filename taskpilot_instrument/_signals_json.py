@@ -6,8 +6,9 @@ from decimal import Decimal
 from math import inf, isfinite
 from typing import Any
 
+from taskpilot_instrument._verdicts import THRESHOLDS
 from taskpilot_instrument._waste import Lost, Waste, WasteInMetrics
-from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, of_sample
+from taskpilot_instrument.golden import GoldenSignals, of_sample
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks._signals import Sample, percent
 

@@ -3,13 +3,12 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
-from html import escape
-from math import isfinite
-from typing import Final, NamedTuple
+from typing import Final
 
-from taskpilot_instrument._display import milliseconds, number, of, percent, span, usd
-from taskpilot_instrument._waste import Lost, Waste, WasteInMetrics
+from taskpilot_instrument import _signals_words
+from taskpilot_instrument._display import span
+from taskpilot_instrument._verdicts import Verdict, judge
+from taskpilot_instrument._waste import Lost
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import (
     G_COST_PER_TASK,
@@ -22,35 +21,6 @@ from taskpilot_instrument.sinks import _signals
 from taskpilot_instrument.sinks._signals import Sample
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 
-
-class Verdict(StrEnum):
-    """Say how a signal stands against its thresholds."""
-
-    HEALTHY = "healthy"
-    WARNING = "warning"
-    CRITICAL = "critical"
-    UNKNOWN = "unknown"
-
-
-class Threshold(NamedTuple):
-    """Bounds of a signal: healthy up to the first, warning up to the second (or down to them), critical beyond."""
-
-    healthy: float
-    warning: float
-    more_is_better: bool = False
-
-
-#: User correctness has no threshold: how many users answer, and which, differs too much between applications.
-THRESHOLDS: Final[dict[str, Threshold]] = {
-    G_SUCCESS_RATE: Threshold(95, 90, more_is_better=True),
-    G_P95_LATENCY_MS: Threshold(2_000, 5_000),
-    G_COST_PER_TASK: Threshold(0.10, 0.50),
-    G_VIOLATION_RATE: Threshold(1, 2),
-}
-#: What stands in place of a verdict on the others.
-NO_THRESHOLD: Final = "no threshold"
-#: How the cost is called, by what is counted.
-_COSTS: Final = {"run": "cost per task", "agent run": "cost per agent run", "call": "cost per call"}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 _SHORTEST: Final = 60
 _LONGEST: Final = 24 * 3600
@@ -215,7 +185,7 @@ class GoldenSignals:
     def verdicts(self) -> dict[str, Verdict]:
         """A verdict for each signal, by its key."""
         verdicts = {key: judge(key, value) for key, value in self.values.items()}
-        if self._is_lower_bound and verdicts[G_COST_PER_TASK] is Verdict.HEALTHY:
+        if self.sample.unpriced != 0 and verdicts[G_COST_PER_TASK] is Verdict.HEALTHY:
             verdicts[G_COST_PER_TASK] = Verdict.UNKNOWN  # what is not known may be the larger part
         at_most = judge(G_VIOLATION_RATE, _signals.violation_rate_at_most(self.sample))
         if verdicts[G_VIOLATION_RATE] is Verdict.HEALTHY and at_most in {Verdict.WARNING, Verdict.CRITICAL}:
@@ -234,146 +204,10 @@ class GoldenSignals:
         return _signals.dictionary(self.sample)
 
     def __str__(self) -> str:
-        rows = self._rows()
-        labels, values, verdicts = (max(len(row[column]) for row in rows) for column in range(3))
-        lines = [f"Golden signals, {self._scope()}: {self.verdict}"]
-        lines += [
-            f"  {label:<{labels}}  {value:>{values}}  {verdict:<{verdicts}}  {basis}"
-            for label, value, verdict, basis in rows
-        ]
-        return "\n".join(lines)
+        return _signals_words.text(self)
 
     def _repr_html_(self) -> str:
-        rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in self._rows())
-        caption = escape(f"Golden signals, {self._scope()}: {self.verdict}")
-        return f"<table><caption>{caption}</caption>{rows}</table>"
-
-    @property
-    def _is_lower_bound(self) -> bool:
-        return self.sample.unpriced != 0
-
-    def _scope(self) -> str:
-        asked = (("workflow", self.workflow), ("agent", self.agent), ("model", self.model))
-        source = () if self.source is None else (f"by {self.source}",)
-        return ", ".join([self._window(), *(f"{what} {name}" for what, name in asked if name is not None), *source])
-
-    def _window(self) -> str:
-        if self.window_seconds is not None:
-            return f"last {span(self.window_seconds)}"
-        if self.source is not None:
-            return "of all the time that it keeps"
-        return "since the start" if self.since is None else f"since the start at {self.since:%Y-%m-%dT%H:%M:%SZ}"
-
-    def _spent(self) -> str:
-        sample, bound = self.sample, "≥ " if self._is_lower_bound else ""
-        if sample.spent_usd is None:
-            return "the spend is not known"
-        said = f"{bound}{usd(float(sample.spent_usd))} spent"
-        if sample.priced is not None and sample.unpriced is not None:
-            said += f", {sample.priced} of {sample.priced + sample.unpriced} billable calls priced"
-        elif sample.unpriced is not None:
-            said += f", {of(sample.unpriced, 'call')} without a price"
-        said += self._wasted()
-        for ended, lost in self._lost():
-            if lost.usd or lost.unpriced:
-                said += f", {_least(lost)} in {ended} {self.counted}s"
-        return said
-
-    def _wasted(self) -> str:
-        wasted, said = self.sample.wasted, ""
-        if wasted is None:
-            return said
-        if wasted.calls:
-            said = f", {_least(wasted)} wasted on {of(wasted.calls, 'call')}"
-        elif wasted.calls is None and wasted.usd:
-            said = f", {_least(wasted)} wasted"
-        elif wasted.calls is None and wasted.unpriced is None and wasted.attempts > wasted.retries:
-            said = ", waste not known"  # some calls were in vain, some are without a price: perhaps the same ones
-        if wasted.retries:
-            said += f", {wasted.retries:,} {'retry' if wasted.retries == 1 else 'retries'}"
-        return said
-
-    def _lost(self) -> list[tuple[str, Lost]]:
-        both = ("failed", self.failed), ("blocked", self.blocked)
-        return [(ended, lost) for ended, lost in both if lost is not None and lost.runs]
-
-    def _ended(self) -> str:
-        counted = f"{number(self.sample.successes)} of {number(self.sample.runs)} {self.counted}s"
-        ends = [f"{lost.runs:,} {ended}" for ended, lost in self._lost()]
-        if self.blocked_calls and self.model is not None:
-            ends.append(f"{self.blocked_calls:,} refused before sent")
-        return ", ".join([counted, *ends])
-
-    def _timed(self) -> str:
-        if self.sample.p95_bounds_ms is None:
-            return f"{self.sample.timed:,} timed"
-        low, high = self.sample.p95_bounds_ms
-        where = (
-            f"between {milliseconds(low)} and {milliseconds(high)}" if isfinite(high) else f"beyond {milliseconds(low)}"
-        )
-        return f"{self.sample.timed:,} timed, {where}"
-
-    def _checks(self) -> str:
-        sample = self.sample
-        if self.model is not None:
-            return "not known of a model's calls"
-        if sample.violations is None and self.workflow is not None:
-            return "not known of one workflow: some were told by name, which carries none"
-        counted = f"{number(sample.violations)} counted"
-        if sample.checked is None or sample.check_failed is None:
-            return counted
-        if not sample.checked and not sample.check_failed:
-            if not sample.runs:
-                return counted
-            # What the program reports needs no check; and a check counts with its run, once that is over.
-            by = " by the program or in open runs" if sample.violations else ""
-            return f"{counted}{by}, no {'finished ' if by else ''}run was checked"
-        failed = f", {number(sample.check_failed)} could not be checked" if sample.check_failed else ""
-        return f"{counted}, {number(sample.checked)} of {number(sample.runs)} {self.counted}s checked{failed}"
-
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        sample = self.sample
-        verdicts = {key: judged if key in THRESHOLDS else NO_THRESHOLD for key, judged in self.verdicts.items()}
-        cost, bound = self.cost_per_successful_task_usd, "≥ " if self._is_lower_bound else ""
-        return [
-            (
-                "success rate",
-                percent(self.success_rate),
-                verdicts[G_SUCCESS_RATE],
-                self._ended(),
-            ),
-            (
-                "p95 latency",
-                milliseconds(self.p95_latency_ms),
-                verdicts[G_P95_LATENCY_MS],
-                self._timed(),
-            ),
-            (
-                _COSTS[self.counted],
-                "–" if cost is None else f"{bound}{usd(cost)}",
-                verdicts[G_COST_PER_TASK],
-                self._spent(),
-            ),
-            (
-                "user correctness",
-                percent(self.user_confirmed_correctness_percent),
-                verdicts[G_USER_CORRECTNESS],
-                f"{number(sample.correct)} of {number(self.feedback)} confirmed",
-            ),
-            (
-                "policy violations",
-                percent(self.policy_violation_rate_percent),
-                verdicts[G_VIOLATION_RATE],
-                self._checks(),
-            ),
-        ]
-
-
-def _least(spent: Lost | Waste | WasteInMetrics) -> str:
-    """Show an amount, of which some may not be known."""
-    if not spent.usd and spent.unpriced:
-        return "an unknown sum"
-    return f"{'' if spent.unpriced == 0 else '≥ '}{usd(float(spent.usd))}"
+        return _signals_words.html(self)
 
 
 def compute(
@@ -450,17 +284,3 @@ def _meant(window: object) -> str:
     found = re.fullmatch(r"([0-9]{1,6})(d?)", str(window))
     seconds = 0 if found is None else int(found[1]) * (86_400 if found[2] else 1)
     return f" (did you mean {span(seconds)!r}?)" if _SHORTEST <= seconds <= _LONGEST else ""
-
-
-def judge(key: str, value: float | None) -> Verdict:
-    """Return how a signal stands; unknown without a value or a threshold.
-
-    :param key: the signal's key in the five-key dictionary.
-    """
-    threshold = THRESHOLDS.get(key)
-    if value is None or threshold is None:
-        return Verdict.UNKNOWN
-    sign = -1 if threshold.more_is_better else 1
-    if sign * value <= sign * threshold.healthy:
-        return Verdict.HEALTHY
-    return Verdict.WARNING if sign * value <= sign * threshold.warning else Verdict.CRITICAL

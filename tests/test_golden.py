@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from metrics_records import ManualClock, agent_run, llm_call, workflow_run
 
+from taskpilot_instrument._verdicts import THRESHOLDS, Verdict, judge
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.golden import THRESHOLDS, GoldenSignals, Verdict, compute, judge, parse_window
+from taskpilot_instrument.golden import GoldenSignals, compute, parse_window
 from taskpilot_instrument.semconv import Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
 from taskpilot_instrument.typing import Clock

@@ -16,7 +16,7 @@ from backends import OBSERVABILITY, Prometheus, get, needs_folder, prometheus, w
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from workload import workload
 
-from taskpilot_instrument import golden, semconv
+from taskpilot_instrument import _verdicts, semconv
 
 pytestmark = needs_folder
 
@@ -212,11 +212,11 @@ def test_colours_are_the_verdicts(title: str, key: str, scale: float) -> None:
     panel = next(panel for panel in PANELS if panel["title"] == title and panel["type"] == "stat")
     steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
     assert steps[0]["value"] is None
-    names = {"green": golden.Verdict.HEALTHY, "yellow": golden.Verdict.WARNING, "red": golden.Verdict.CRITICAL}
-    bounds = [bound / scale for bound in golden.THRESHOLDS[key][:2]]
+    names = {"green": _verdicts.Verdict.HEALTHY, "yellow": _verdicts.Verdict.WARNING, "red": _verdicts.Verdict.CRITICAL}
+    bounds = [bound / scale for bound in _verdicts.THRESHOLDS[key][:2]]
     for value in (0.0, *bounds, *(bound * 0.999 for bound in bounds), *(bound * 1.001 for bound in bounds)):
         colour = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
-        assert golden.judge(key, value * scale) is names[colour], value
+        assert _verdicts.judge(key, value * scale) is names[colour], value
 
 
 def test_no_threshold_for_user_correctness() -> None:

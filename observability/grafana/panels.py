@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from taskpilot_instrument import semconv
-from taskpilot_instrument.golden import THRESHOLDS, Threshold
+from taskpilot_instrument._verdicts import THRESHOLDS, Threshold
 
 PROMETHEUS: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, YELLOW, RED = "green", "yellow", "red"

@@ -8,7 +8,7 @@ from typing import Any
 
 from taskpilot_instrument._estimates import LEAST_SAMPLE
 from taskpilot_instrument._report.signals import DEFINITIONS, OF_COST, PERCENT, Definition, Facts, Value, value_of
-from taskpilot_instrument.golden import THRESHOLDS, Verdict, judge
+from taskpilot_instrument._verdicts import THRESHOLDS, Verdict, judge
 
 
 class Trend(StrEnum):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from taskpilot_instrument._report import words
 from taskpilot_instrument._report.signals import COUNT, PERCENT, USD, Definition, Value
-from taskpilot_instrument.golden import THRESHOLDS
+from taskpilot_instrument._verdicts import THRESHOLDS
 
 if TYPE_CHECKING:
     from taskpilot_instrument._report.report import Point

@@ -16,8 +16,8 @@ from taskpilot_instrument._report.review import REVIEWS, Review
 from taskpilot_instrument._report.signals import DEFINITIONS, Definition, Facts, Value, facts_of, value_of
 from taskpilot_instrument._report.tables import Table, tables
 from taskpilot_instrument._report.times import Period, Stretch, Times, times_of
+from taskpilot_instrument._verdicts import Verdict
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.golden import Verdict
 from taskpilot_instrument.settings import Settings
 
 #: Of the JSON; another number says that something was taken away or means something else.

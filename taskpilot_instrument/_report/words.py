@@ -9,7 +9,7 @@ from taskpilot_instrument._report.compare import Figure, Trend
 from taskpilot_instrument._report.figures import Source
 from taskpilot_instrument._report.signals import MS, PERCENT, USD, Facts, Value, cost
 from taskpilot_instrument._report.times import Period, Stretch, Times
-from taskpilot_instrument.golden import Verdict
+from taskpilot_instrument._verdicts import Verdict
 
 if TYPE_CHECKING:
     from taskpilot_instrument._report.report import Report
