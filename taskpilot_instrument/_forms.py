@@ -1,7 +1,6 @@
 """How the value of a setting is read from text and checked, one form for each kind of value."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -10,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from taskpilot_instrument.redaction import redact
+from taskpilot_instrument.redaction import redact_address
 
 _WORDS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
@@ -19,8 +18,6 @@ _WORDS: Final = {
 _NOTHING: Final = frozenset({"none", "off"})
 _OTLP_PATH: Final = "/v1/traces"
 _SHOWN: Final = 80
-#: Of an address that has lost its scheme, so that it does not look like one.
-_PASSWORD: Final = re.compile(r"(?<=:)[^\s:/@]+(?=@)")
 
 
 class Form(NamedTuple):
@@ -61,7 +58,7 @@ def complaint(name: str, value: object, form: Form, take: Callable[[Any], object
     :param name: the argument or environment variable that gave the value.
     :param take: what refused the value, and would take a better one; the form itself where it was given in Python.
     """
-    shown = _PASSWORD.sub("[redacted]", redact(repr(value)))
+    shown = redact_address(repr(value))
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
     return f"{name}={shown}: expected {form.expected}{_suggestion(value, form, take)}"

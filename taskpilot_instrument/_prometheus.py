@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, u
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from taskpilot_instrument.errors import ConfigurationError, SourceError
-from taskpilot_instrument.redaction import cut, redact
+from taskpilot_instrument.redaction import cut, redact, redact_address
 
 #: Bytes of one answer; what is longer is refused rather than kept in memory.
 _MOST_BYTES: Final = 256 * 1024 * 1024
@@ -179,8 +179,8 @@ def _checked(url: str, given_as: str) -> tuple[SplitResult, dict[str, str]]:
         right = False
     if not right:
         raise ConfigurationError(
-            f"{given_as}={redact(str(url))!r}: expected the URL of a Prometheus, such as http://prometheus:9090, or "
-            f"http://prometheus:9090?job=taskpilot for one service"
+            f"{given_as}={redact_address(str(url))!r}: expected the URL of a Prometheus, such as "
+            f"http://prometheus:9090, or http://prometheus:9090?job=taskpilot for one service"
         )
     return parts, dict(pairs)
 

@@ -19,6 +19,9 @@ MARKER: Final = "[redacted]"
 #: Stands for a whole text that the user's own redaction failed on.
 FAILED_MARKER: Final = "[not written: redaction failed]"
 
+#: Of an address without ``://``, which in other text would not look like one.
+_PASSWORD: Final = re.compile(r"(?<=:)[^\s:/@]+(?=@)")
+
 #: What is looked at beyond the limit, so that a secret which straddles it is still seen as a secret.
 _MARGIN: Final = 1024
 _MAX_DEPTH: Final = 12
@@ -104,6 +107,14 @@ def redact(text: str) -> str:
         if trigger in lowered:
             return _apply_rules(text, lowered)
     return text
+
+
+def redact_address(text: str) -> str:
+    """Replace the secrets in what was given as an address, its password also where it has lost its scheme.
+
+    :param text: what is about to be said of it.
+    """
+    return _PASSWORD.sub(MARKER, redact(text))
 
 
 def _apply_rules(text: str, lowered: str) -> str:

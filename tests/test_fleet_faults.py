@@ -146,10 +146,11 @@ def test_address_that_is_none(source: Any) -> None:
         tp.golden_signals(source=source)
 
 
-def test_address_is_refused_without_its_password() -> None:
-    """A mistake in the rest of the address does not show the password."""
+@pytest.mark.parametrize("source", [f"http://user:{SECRET}@p?job", f"user:{SECRET}@p:9090"])
+def test_address_is_refused_without_its_password(source: str) -> None:
+    """A mistake in the rest of the address, such as a scheme that is missing, does not show the password."""
     with pytest.raises(ConfigurationError) as raised:
-        tp.golden_signals(source=f"http://user:{SECRET}@p?job")
+        tp.golden_signals(source=source)
     assert SECRET not in str(raised.value)
 
 

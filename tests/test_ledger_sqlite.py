@@ -81,7 +81,8 @@ def test_the_users_own_ledger_makes_its_folders(
 
 
 @pytest.mark.parametrize(
-    "where", ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " ", "redis:/x", "SQLite:/x/y"]
+    "where",
+    ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " ", "redis:/x", "redis:user:s3cr3t@db", "SQLite:/x/y"],
 )
 def test_what_is_no_place_is_refused(where: str) -> None:
     """What is neither a file nor a Redis is refused, with what would be right and without its password."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from taskpilot_instrument.errors import ConfigurationError
-from taskpilot_instrument.redaction import redact
+from taskpilot_instrument.redaction import redact_address
 from taskpilot_instrument.sinks._ledger_circuit import Circuit
 from taskpilot_instrument.sinks._ledger_memory import MemoryLedger
 from taskpilot_instrument.sinks._ledger_records import (
@@ -87,7 +87,7 @@ def _path(where: str) -> Path:
     path = where.removeprefix("sqlite://")
     if not path.strip() or "://" in path or path.casefold().startswith(_SLIPS):
         raise ConfigurationError(
-            f"ledger={redact(where)!r}: expected the path of a SQLite file, sqlite:///…, redis://… or memory"
+            f"ledger={redact_address(where)!r}: expected the path of a SQLite file, sqlite:///…, redis://… or memory"
         )
     return Path(path).expanduser()
 
