@@ -155,7 +155,8 @@ def _expected(provider: Provider, name: str, usage: TokenUsage) -> Decimal | Non
     listed = {key for key, value in vars(price).items() if value is not None}
     if not listed:
         return Decimal(0) if model.id.endswith(":free") else None
-    if "input_mtok" not in listed or ("output_mtok" not in listed and usage.output_tokens):
+    is_output_free = provider.id == "openai-decisions"  # a price list of input alone: the package takes nothing for it
+    if "input_mtok" not in listed or ("output_mtok" not in listed and usage.output_tokens and not is_output_free):
         return None
     if not all(key.endswith(SEEN_IN_USAGE) for key in listed - {"requests_kcount"}):
         return None
