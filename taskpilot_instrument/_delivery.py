@@ -62,9 +62,8 @@ class Provider:
 
     def delivery(self) -> tuple[int, int, int]:
         """Return how many spans were exported, dropped and are pending."""
-        if self._counts is None:
-            return 0, 0, 0
-        return self._counts.exported, self._counts.dropped, self._counts.pending
+        told: tuple[int, int, int] = (0, 0, 0) if self._counts is None else self._counts.told()
+        return told
 
 
 def flush_in_time(flush: Callable[[float], object], timeout_s: float) -> bool:

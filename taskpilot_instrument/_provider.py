@@ -39,11 +39,13 @@ class ExportCounts:
         """Spans that nobody will receive, as far as is known."""
         return self._failed + self._lost
 
-    @property
-    def pending(self) -> int:
-        """Spans that have ended and are neither delivered nor given up."""
+    def told(self) -> tuple[int, int, int]:
+        """Return how many spans were exported, dropped and are pending, all of one moment.
+
+        Read one after the other, a batch that is delivered in between would be missing from every one of them.
+        """
         with self._lock:
-            return max(0, self.ended - self.exported - self._failed - self._lost)
+            return self.exported, self.dropped, max(0, self.ended - self.exported - self.dropped)
 
     def add(self, *, ended: int = 0, exported: int = 0, failed: int = 0) -> None:
         """Count spans."""

@@ -474,6 +474,25 @@ def test_recorded_but_not_sampled(http_receiver: HttpReceiver) -> None:
     assert http_receiver.tree() == ["x"]
 
 
+def test_delivery_is_told_of_one_moment(http_receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often health is asked while spans are sent, each ended span is delivered, dropped or pending."""
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    before = sys.getswitchinterval()
+    with tp.instrument(logs="off") as handle:
+        for _ in range(500):
+            with tp.workflow("w"):
+                pass
+        sys.setswitchinterval(1e-6)  # the exporter's thread may count between any two reads
+        try:
+            told = []
+            while not told or told[-1].spans_pending:
+                told.append(handle.health())
+        finally:
+            sys.setswitchinterval(before)
+        sums = {each.spans_exported + each.spans_dropped + each.spans_pending for each in told}
+    assert (sums, len(http_receiver.spans)) == ({500}, 500), len(told)
+
+
 def test_sdk_disabled(
     http_receiver: HttpReceiver, server: EmbeddedServer, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
