@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from taskpilot_instrument.redaction import redact_address
+from taskpilot_instrument import _addresses
+from taskpilot_instrument.redaction import MARKER, redact_address
 
 _WORDS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
@@ -31,6 +32,7 @@ class Form(NamedTuple):
     :param accept: check and normalise a value given in Python.
     :param read: read the text of an environment variable; None where text cannot say it.
     :param words: the valid words, for "did you mean".
+    :param is_secret: a wrong value is not shown either.
     """
 
     label: str
@@ -38,6 +40,7 @@ class Form(NamedTuple):
     accept: Callable[[Any], object]
     read: Callable[[str], object] | None = None
     words: tuple[str, ...] = ()
+    is_secret: bool = False
 
 
 def did_you_mean(given: object, valid: Iterable[str], *, prefix: str = "") -> str:
@@ -58,7 +61,7 @@ def complaint(name: str, value: object, form: Form, take: Callable[[Any], object
     :param name: the argument or environment variable that gave the value.
     :param take: what refused the value, and would take a better one; the form itself where it was given in Python.
     """
-    shown = redact_address(repr(value))
+    shown = MARKER if form.is_secret else redact_address(repr(value))
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
     return f"{name}={shown}: expected {form.expected}{_suggestion(value, form, take)}"
@@ -215,16 +218,40 @@ def url() -> Form:
     return Form("str", "a URL such as http://localhost:4318 (or host:port for gRPC)", accept, str)
 
 
-def web_address() -> Form:
-    """Take the address of something that is asked over HTTP."""
+def prometheus_address() -> Form:
+    """Take the address of a Prometheus."""
 
     def accept(value: Any) -> str:
         _require(isinstance(value, str))
-        parts = urlsplit(value)
-        _require(parts.scheme in {"http", "https"} and bool(parts.hostname))
+        _addresses.prometheus_address(value)
         return str(value)
 
-    return Form("str", "a URL such as http://prometheus:9090", accept, str)
+    return Form("str", _addresses.PROMETHEUS_URL, accept, str)
+
+
+def bearer_token() -> Form:
+    """Take a token that can stand in a header."""
+
+    def accept(value: Any) -> str:
+        _require(
+            isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value and value != ""
+        )
+        return str(value)
+
+    return Form("str", "letters and digits without spaces", accept, str, is_secret=True)
+
+
+def secret(fewest: int) -> Form:
+    """Take a secret that is too long to be guessed.
+
+    :param fewest: characters that it has at least.
+    """
+
+    def accept(value: Any) -> str:
+        _require(isinstance(value, str) and len(value.strip()) >= fewest)
+        return str(value)
+
+    return Form("str", f"{fewest} characters or more, such as secrets.token_hex() makes", accept, str, is_secret=True)
 
 
 def otlp_base(given: str) -> str:
@@ -345,12 +372,12 @@ def ledger() -> Form:
     """Take a path, a ``redis://`` URL, the word ``memory``, or an object that is a ledger."""
 
     def accept(value: Any) -> object:
-        if isinstance(value, str | os.PathLike):
-            _require(bool(str(value).strip()))
-            return str(value)
+        if isinstance(value, str):
+            return value if _addresses.ledger_place(value) != _addresses.MEMORY else _addresses.MEMORY
+        if isinstance(value, os.PathLike):
+            return Path(value)
         _require(has(value, "reserve", "settle", "standings"))
         return value
 
-    return Form(
-        "path | redis://… | memory | Ledger", "the path of a SQLite file, redis://…, memory, or a Ledger", accept, str
-    )
+    expected = f"{_addresses.LEDGER_PLACES}, or a Ledger"
+    return Form("path | redis://… | memory | Ledger", expected, accept, str, (_addresses.MEMORY,))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlencode, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from taskpilot_instrument._addresses import PROMETHEUS_URL, prometheus_address
 from taskpilot_instrument.errors import ConfigurationError, SourceError
 from taskpilot_instrument.redaction import cut, redact, redact_address
 
@@ -68,11 +69,13 @@ class Prometheus:
     def __init__(
         self, url: str, *, token: str | None = None, timeout_s: float = 30.0, given_as: str = "source"
     ) -> None:
-        parts, self.matchers = _checked(url, given_as)
+        try:
+            parts, self.matchers = prometheus_address(url)
+        except (ValueError, AttributeError):
+            shown = redact_address(str(url))
+            raise ConfigurationError(f"{given_as}={shown!r}: expected {PROMETHEUS_URL}") from None
         if not timeout_s > 0:
             raise ConfigurationError(f"source_timeout_s={timeout_s!r}: expected seconds, more than 0")
-        if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-            raise ConfigurationError("source_token is no bearer token: expected letters and digits without spaces")
         if token is not None and parts.username is not None:
             raise ConfigurationError(
                 f"{given_as}= has a user in it, and there is a source_token: leave one of them out"
@@ -167,22 +170,6 @@ class Prometheus:
         except (OSError, HTTPException, ValueError, KeyError, TypeError):
             problem = f"{refusal.reason}; is a Prometheus there? A page of ours is asked with --url"
         return SourceError(f"{self.address} answered HTTP {refusal.code}: {_said(problem)}")
-
-
-def _checked(url: str, given_as: str) -> tuple[SplitResult, dict[str, str]]:
-    try:
-        parts = urlsplit(url)
-        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not parts.fragment
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        right = right and all(name.isidentifier() and name.isascii() for name, _ in pairs)
-    except (ValueError, AttributeError):
-        right = False
-    if not right:
-        raise ConfigurationError(
-            f"{given_as}={redact_address(str(url))!r}: expected the URL of a Prometheus, such as "
-            f"http://prometheus:9090, or http://prometheus:9090?job=taskpilot for one service"
-        )
-    return parts, dict(pairs)
 
 
 def _credentials(parts: SplitResult, token: str | None) -> dict[str, str]:

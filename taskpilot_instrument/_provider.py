@@ -1,8 +1,10 @@
 """The tracer provider: the application's, or one of our own that exports over OTLP where asked to."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.sdk.environment_variables import (
@@ -17,6 +19,10 @@ from taskpilot_instrument import _forks
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.semconv import RESOURCE_SERVICE_NAME
 from taskpilot_instrument.settings import Settings
+
+_log = logging.getLogger("taskpilot_instrument")
+#: Read by the SDK's distro, which is not there.
+_EXPORTER: Final = "OTEL_TRACES_EXPORTER"
 
 
 class ExportCounts:
@@ -126,11 +132,30 @@ def build_provider(settings: Settings, counts: ExportCounts) -> TracerProvider:
     """
     attributes = {**settings.resource_attributes, RESOURCE_SERVICE_NAME: settings.service_name}
     provider = TracerProvider(resource=Resource.create(attributes))
+    _warn_of_exporters(settings)
     if settings.otlp_endpoint is not None:
         exporter = _CountingExporter(functools.partial(make_exporter, settings), counts)
         provider.add_span_processor(_EndCounter(counts))
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def _warn_of_exporters(settings: Settings) -> None:
+    """Warn where the environment asks for spans that a provider of ours sends nowhere."""
+    asked = [word for word in map(str.strip, os.environ.get(_EXPORTER, "").split(",")) if word]
+    others = [word for word in asked if word.casefold() not in {"otlp", "none"}]
+    if others:
+        _log.warning(
+            "taskpilot_instrument: spans are sent over OTLP only, not as %s=%s asks; give a tracer_provider= that "
+            "does, or run under opentelemetry-instrument",
+            _EXPORTER, ",".join(others),
+        )  # fmt: skip
+    elif asked and settings.otlp_endpoint is None and "none" not in map(str.casefold, asked):
+        _log.warning(
+            "taskpilot_instrument: %s=%s sends nothing until OTEL_EXPORTER_OTLP_ENDPOINT says where to, such as "
+            "http://localhost:4318",
+            _EXPORTER, ",".join(asked),
+        )  # fmt: skip
 
 
 def make_exporter(settings: Settings) -> SpanExporter:

@@ -261,8 +261,9 @@ class Settings:
         default="allow",
     )
     feedback_key: str | None = setting(
-        _forms.optional(_forms.text()),
-        "Secret that feedback tokens are signed with; the same in all processes that make and take them.",
+        _forms.optional(_forms.secret(16)),
+        "Secret that feedback tokens are signed with, of 16 characters or more; the same in all processes that "
+        "make and take them.",
         "TASKPILOT_FEEDBACK_KEY",
         default=None,
     )
@@ -292,14 +293,14 @@ class Settings:
         default=(),
     )
     source: str | None = setting(
-        _forms.optional(_forms.web_address()),
+        _forms.optional(_forms.prometheus_address()),
         "Prometheus that the page takes its golden signals from, those of all processes, such as "
         "`http://prometheus:9090?job=taskpilot`; None shows this process's.",
         "TASKPILOT_SOURCE",
         default=None,
     )
     source_token: str | None = setting(
-        _forms.optional(_forms.text()),
+        _forms.optional(_forms.bearer_token()),
         "Bearer token that this Prometheus, or the one of `golden_signals(source=…)`, asks for.",
         "TASKPILOT_SOURCE_TOKEN",
         default=None,

@@ -188,7 +188,7 @@ def test_a_comment_is_shown_only_with_content(client: openai.OpenAI) -> None:
 
 def test_a_token_votes_on_its_run(client: openai.OpenAI, server: EmbeddedServer) -> None:
     """Whoever has a run's token can vote on that run, and on no other."""
-    with capture(feedback_key="k") as captured:
+    with capture(feedback_key="k" * 16) as captured:
         with tp.workflow("triage", request_id="req-a") as run:
             PlannerAgent().run(client)
         token = captured.handle.feedback_token(run)
@@ -215,7 +215,7 @@ def test_a_token_votes_on_its_run(client: openai.OpenAI, server: EmbeddedServer)
 )
 def test_a_token_that_is_none_is_refused(more: dict[str, Any], said: str) -> None:
     """What was changed, made up or is too old counts nothing, from Python as over HTTP."""
-    with capture(feedback_key="k") as captured:
+    with capture(feedback_key="k" * 16) as captured:
         made = {"valid": tp.feedback_token("req-a"), "expired": tp.feedback_token("req-a", lifetime_s=-1)}
         with pytest.raises(tp.ConfigurationError, match=said):
             tp.record_feedback(True, **{name: made.get(value, value) for name, value in more.items()})
@@ -226,6 +226,14 @@ def test_a_token_needs_a_key(captured: Captured) -> None:
     """Without a secret there are no tokens, and the error says how to set one."""
     with pytest.raises(tp.ConfigurationError, match="TASKPILOT_FEEDBACK_KEY"):
         captured.handle.feedback_token("req-a")
+
+
+@pytest.mark.parametrize("key", ["", "s3cr3t", "fifteen letters", b"k" * 32, 16])
+def test_a_key_that_can_be_guessed_is_refused(key: Any) -> None:
+    """Whoever has a token could try short keys until one fits; the complaint does not show it."""
+    with pytest.raises(tp.ConfigurationError, match=r"feedback_key=.*expected 16 characters or more") as caught:
+        tp.instrument(feedback_key=key)
+    assert "s3cr3t" not in str(caught.value)
 
 
 @given(st.text(min_size=1), st.text(min_size=1, max_size=200), st.floats(1, 1e6))

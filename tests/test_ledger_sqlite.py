@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from taskpilot_instrument import Settings
 from taskpilot_instrument.budgets import Budget
 from taskpilot_instrument.errors import ConfigurationError, LedgerError
 from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
@@ -82,13 +83,35 @@ def test_the_users_own_ledger_makes_its_folders(
 
 @pytest.mark.parametrize(
     "where",
-    ["postgres://user:s3cr3t@db/x", ":memory:", "sqlite://", " ", "redis:/x", "redis:user:s3cr3t@db", "SQLite:/x/y"],
+    [
+        "postgres://user:s3cr3t@db/x",
+        ":memory:",
+        "sqlite://",
+        " ",
+        "redis:/x",
+        "redis:user:s3cr3t@db",
+        "SQLite:/x/y",
+        "redis",
+        "sqlite",
+    ],
 )
-def test_what_is_no_place_is_refused(where: str) -> None:
+def test_what_is_no_place_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is neither a file nor a Redis is refused, with what would be right and without its password."""
     with pytest.raises(ConfigurationError, match=r"ledger=.*expected the path of a SQLite file") as caught:
         open_ledger(where)
     assert "s3cr3t" not in str(caught.value)
+    monkeypatch.setenv("TASKPILOT_LEDGER", where.strip() or ":memory:")
+    with pytest.raises(ConfigurationError, match=r"TASKPILOT_LEDGER=.*expected the path of a SQLite file") as caught:
+        Settings()
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_memory_is_written_in_any_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word is a word, and no file of that name."""
+    monkeypatch.chdir(tmp_path)
+    with capture(ledger="Memory", budgets=[Budget("all", 1)]) as captured:
+        assert "memory" == captured.handle.settings.ledger
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_other_peoples_files_keep_their_mode(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, Sampler, SamplingResult
 from otlp_receiver import GrpcReceiver, HttpReceiver, Receiver
 
@@ -336,6 +337,36 @@ def test_exporter_none(http_receiver: HttpReceiver, monkeypatch: pytest.MonkeyPa
         assert run.trace_id is not None
     assert handle.golden_signals().sample.runs == 1
     assert http_receiver.exports == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "endpoint", "said"),
+    [
+        ("console", None, "not as OTEL_TRACES_EXPORTER=console asks"),
+        ("otlp, Console", "http://127.0.0.1:1", "not as OTEL_TRACES_EXPORTER=Console asks"),
+        ("otlp", None, "OTEL_TRACES_EXPORTER=otlp sends nothing until OTEL_EXPORTER_OTLP_ENDPOINT says where to"),
+        ("otlp", "http://127.0.0.1:1", None),
+        ("none", None, None),
+    ],
+)
+def test_exporter_that_sends_nothing(
+    asked: str,
+    endpoint: str | None,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever asks for an exporter that sends nothing is told so at start; an application's provider is its own."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", asked)
+    if endpoint is not None:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    with tp.instrument(tracer_provider=TracerProvider()):
+        pass
+    assert [] == caplog.messages
+    with tp.instrument(logs="off"):
+        pass
+    assert (said is not None) == any("OTEL_TRACES_EXPORTER" in message for message in caplog.messages)
+    assert said is None or said in caplog.text
 
 
 # --- when the receiver fails --------------------------------------------------------------------

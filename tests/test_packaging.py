@@ -33,6 +33,7 @@ LEVELS: Final = {
     "semconv": 0,
     "errors": 0,
     "typing": 0,
+    "_addresses": 1,
     "_assignment": 1,
     "_definition": 1,
     "_display": 1,

@@ -37,7 +37,7 @@ class PlannerAgent:
 @pytest.fixture
 def shown() -> Iterator[tuple[Captured, Server]]:
     """Instrumentation and a server that shows it."""
-    settings: dict[str, Any] = {"budgets": [Budget("daily", 1)], "ledger": "memory", "feedback_key": "k"}
+    settings: dict[str, Any] = {"budgets": [Budget("daily", 1)], "ledger": "memory", "feedback_key": "k" * 16}
     with capture(**settings) as captured, serve(0, handle=captured.handle) as server:
         yield captured, server
 

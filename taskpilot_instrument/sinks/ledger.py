@@ -6,8 +6,9 @@ integers are exact in SQLite, in Redis and in Python.
 
 import os
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
+from taskpilot_instrument._addresses import LEDGER_PLACES, MEMORY, ledger_place
 from taskpilot_instrument.errors import ConfigurationError
 from taskpilot_instrument.redaction import redact_address
 from taskpilot_instrument.sinks._ledger_circuit import Circuit
@@ -28,11 +29,6 @@ __all__ = [
     "PICO_PER_USD", "Claim", "Ledger", "Rollup", "RunLink", "Standing", "Vote", "default_path", "open_ledger",
     "to_pico", "to_usd",
 ]  # fmt: skip
-
-
-_REDIS: Final = ("redis://", "rediss://", "unix://")
-#: A path that begins so is a slip of an address.
-_SLIPS: Final = (":memory:", "file:", "memory:", "redis:", "rediss:", "sqlite:", "unix:")
 
 
 def open_ledger(where: object = None) -> Ledger:
@@ -56,18 +52,18 @@ def open_store(where: object = None, *, wait_s: float = 0.05) -> Ledger:
     :param wait_s: how long to wait for a file or server, in seconds.
     :raises ConfigurationError: as :func:`open_ledger`; so LedgerError.
     """
-    if where == "memory":
+    place = _place(where)
+    if place is None:
+        return cast("Ledger", where)
+    if place == MEMORY:
         return MemoryLedger()
-    if isinstance(where, str) and where.startswith(_REDIS):
+    if isinstance(place, str):
         from taskpilot_instrument.sinks._ledger_redis import RedisLedger
 
-        return RedisLedger(where, wait_s=wait_s)
-    file = file_of(where)
-    if file is not None:
-        from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
+        return RedisLedger(place, wait_s=wait_s)
+    from taskpilot_instrument.sinks._ledger_sqlite import SqliteLedger
 
-        return SqliteLedger(file, wait_s=wait_s, is_default=file == default_path())
-    return cast("Ledger", where)
+    return SqliteLedger(place, wait_s=wait_s, is_default=place == default_path())
 
 
 def file_of(where: object = None) -> Path | None:
@@ -76,20 +72,22 @@ def file_of(where: object = None) -> Path | None:
     :param where: as :func:`open_ledger` takes it.
     :raises ConfigurationError: where it is text that names no place.
     """
+    place = _place(where)
+    return place if isinstance(place, Path) else None
+
+
+def _place(where: object) -> str | Path | None:
+    """Return where a ledger is kept; None for one that is given as an object."""
     if where is None:
         return default_path()
-    if where == "memory" or (isinstance(where, str) and where.startswith(_REDIS)):
+    if isinstance(where, os.PathLike):
+        return Path(where).expanduser()
+    if not isinstance(where, str):
         return None
-    return _path(os.fspath(where)) if isinstance(where, str | os.PathLike) else None
-
-
-def _path(where: str) -> Path:
-    path = where.removeprefix("sqlite://")
-    if not path.strip() or "://" in path or path.casefold().startswith(_SLIPS):
-        raise ConfigurationError(
-            f"ledger={redact_address(where)!r}: expected the path of a SQLite file, sqlite:///…, redis://… or memory"
-        )
-    return Path(path).expanduser()
+    try:
+        return ledger_place(where)
+    except ValueError:
+        raise ConfigurationError(f"ledger={redact_address(where)!r}: expected {LEDGER_PLACES}") from None
 
 
 def default_path() -> Path:
