@@ -19,7 +19,7 @@ from taskpilot_instrument.patches._openai_response import read_response
 from taskpilot_instrument.pricing import BOOK
 from taskpilot_instrument.semconv import COST_UNKNOWN, OPERATION_CHAT, Kind, Outcome
 from taskpilot_instrument.sinks.metrics import MetricsBackend
-from taskpilot_instrument.usage import WEB_SEARCHES, Beside, Fields, fields_of, usage_from_details
+from taskpilot_instrument.usage import WEB_SEARCHES, Beside, Fields, answer_in, fields_of, usage_from_details
 
 #: Where Anthropic says that a call has a price of its own, and how it says that it has none.
 _TIERS: Final = ("service_tier", "speed", "inference_geo")
@@ -58,9 +58,18 @@ def track_llm_metrics(
         raise ConfigurationError(f"agent_name takes the agent's name, not {agent_name!r}")
     if not isinstance(metrics, MetricsBackend):
         raise ConfigurationError(f"metrics takes a MetricsBackend such as instrument().metrics, not {metrics!r}")
-    call = _read(as_object(result), model, provider)
+    call = _read(result, model, provider)
     if call.usage is None:
         _warn_of_no_usage(type(result).__name__ if result is not None else "None", agent_name)
+    try:
+        return _count(call, agent_name, metrics)
+    except Exception as error:
+        swallow("tracking", error)
+        return None
+
+
+def _count(call: LLMCall, agent_name: str, metrics: MetricsBackend) -> float | None:
+    """Count a call, and tell whoever hears of calls; return its cost."""
     recorder, around = active(), current()
     price = (recorder.prices if recorder is not None else BOOK).price_call(call)
     if recorder is not None and metrics in recorder.sinks:
@@ -123,14 +132,18 @@ def _tell(record: Finished, recorder: Recorder) -> None:
                 swallow(sink.where, error)
 
 
-def _read(response: Any, model: str | None, provider: str) -> LLMCall:
+def _read(result: Any, model: str | None, provider: str) -> LLMCall:
     call = LLMCall(OPERATION_CHAT, model, provider=provider)
     call.billable = True
-    read_response(call, response)
-    if call.usage is None:
-        call.usage = usage_from_details(getattr(response, "usage_details", None))
-    else:
-        _read_beside(call, fields_of(response.usage))
+    try:
+        answer = answer_in(as_object(result))
+        read_response(call, answer)
+        if call.usage is not None:
+            _read_beside(call, fields_of(fields_of(answer).get("usage")))
+        else:
+            call.usage = usage_from_details(fields_of(answer).get("usage_details"))
+    except Exception as error:
+        swallow("usage", error)
     call.model = model or call.response_model
     return call
 

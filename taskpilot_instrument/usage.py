@@ -82,17 +82,22 @@ def read_usage(response: object) -> TokenUsage | None:
     :param response: what carries ``usage``, or a ``response`` that does (events of the Responses API).
     :return: None where it carries none, or none that is measured in tokens.
     """
-    return usage_in(fields_of(response))
+    return usage_in(fields_of(answer_in(response)))
+
+
+def answer_in(given: Any) -> Any:
+    """Return what carries the usage: what is given, or the ``response`` in it, as events of the Responses API have."""
+    fields = fields_of(given)
+    if not fields.get("usage"):
+        inner = fields.get("response")
+        if inner is not None and fields_of(inner).get("usage"):
+            return inner
+    return given
 
 
 def usage_in(fields: Fields) -> TokenUsage | None:
-    """Read the usage of a response of which the fields are known."""
+    """Read the usage of an answer of which the fields are known."""
     usage = fields.get("usage")
-    if not usage:
-        inner = fields.get("response")
-        if inner is None:
-            return None
-        usage = fields_of(inner).get("usage")
     return usage_from(usage) if usage else None
 
 

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import taskpilot_instrument as tp
 from taskpilot_instrument.testing import Captured
@@ -14,6 +16,14 @@ RESULTS: dict[str, Any] = {
         model="gpt-4o-mini", usage=SimpleNamespace(prompt_tokens=150, completion_tokens=50, total_tokens=200)
     ),
     "responses": {"model": "gpt-4o-mini", "object": "response", "usage": {"input_tokens": 150, "output_tokens": 50}},
+    "event": {
+        "type": "response.completed",
+        "response": {"model": "gpt-4o-mini", "usage": {"input_tokens": 150, "output_tokens": 50}},
+    },
+    "event object": SimpleNamespace(
+        type="response.completed",
+        response=SimpleNamespace(model="gpt-4o-mini", usage=SimpleNamespace(input_tokens=150, output_tokens=50)),
+    ),
     "framework": SimpleNamespace(
         model="gpt-4o-mini", usage_details=SimpleNamespace(input_token_count=150, output_token_count=50)
     ),
@@ -32,6 +42,41 @@ def test_any_shape_is_counted(shape: str) -> None:
     assert metrics.get_counter("llm.cost.agent.PlannerAgent") == 0.0000525
     assert metrics.get_counter("llm.tokens.input.gpt-4o-mini") == 150
     assert metrics.get_counter("llm.tokens.output.gpt-4o-mini") == 50
+    metrics.close()
+
+
+class _Hostile:
+    """Raise at whatever it is asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            return _Hostile
+        raise ValueError(name)
+
+
+_NAMES = [
+    "usage", "usage_details", "response", "model", "id", "choices", "service_tier", "object", "output", "status",
+    "server_tool_use", "input_tokens", "output_tokens", "prompt_tokens", "input_tokens_details", "cache_creation",
+]  # fmt: skip
+_LEAVES = st.none() | st.booleans() | st.integers(-2, 10**13) | st.floats() | st.text(max_size=3) | st.builds(_Hostile)
+_SHAPES = st.recursive(
+    _LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=5)
+        | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=5).map(lambda fields: SimpleNamespace(**fields))
+    ),
+    max_leaves=12,
+)
+
+
+@given(_SHAPES)
+def test_whatever_a_result_is_the_call_is_counted(result: Any) -> None:
+    """No shape raises into the agent that called, and each is one call."""
+    metrics = tp.MetricsBackend()
+    tp.track_llm_metrics(result, "PlannerAgent", metrics)
+    (family,) = [family for family in metrics.registry.collect() if family.name == "taskpilot_llm_calls"]
+    assert [1.0] == [sample.value for sample in family.samples if sample.name == "taskpilot_llm_calls_total"]
     metrics.close()
 
 
